@@ -1,0 +1,7 @@
+"""python -m rlreason"""
+
+import sys
+
+from rlreason.cli import main
+
+sys.exit(main())

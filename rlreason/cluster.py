@@ -1,0 +1,285 @@
+"""Ray: which process runs where, and how they are spoken to. The only file that imports it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import itertools
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util import get_node_ip_address
+
+from rlreason import checkpoint
+from rlreason.config import Config
+from rlreason.errors import Failure, ResourceError, RolloutError, StorageError
+from rlreason.types import Group, Metrics, Task
+
+QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of processes that share cores slow each other tenfold
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor: no second process to lose
+    "VLLM_NO_USAGE_STATS": "1",
+}
+ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCHDYNAMO_DISABLE": "1",  # else vLLM compiles a C++ kernel at its first log-probability: 15 s
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+class Host:
+    """One process. It becomes a Learner or a Rollout, which it alone imports: the driver stays light."""
+
+    def __init__(self, name: str, out: str):
+        """What the process prints goes to a file of the run, and not through the driver's terminal."""
+        path = Path(out).absolute() / "logs" / f"{name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        self.it: Any = None
+
+    async def become(self, module: str, kind: str, *args: Any) -> None:
+        self.it = getattr(importlib.import_module(module), kind)(*args)
+
+    async def call(self, method: str, *args: Any) -> Any:
+        result = getattr(self.it, method)(*args)
+        return await result if inspect.isawaitable(result) else result
+
+    async def address(self) -> tuple[str, int]:
+        """This node, and a port of it that is free now."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            return get_node_ip_address(), s.getsockname()[1]
+
+
+class Worker:
+    """A Host, seen from the driver: `await worker.call("step", groups)`, with failures that say what happened."""
+
+    def __init__(self, name: str, out: str, failure: type[Failure], **options: Any):
+        self.name, self.log, self.failure = name, Path(out) / "logs" / f"{name}.log", failure
+        self.actor = ray.remote(Host).options(name=None, **options).remote(name, out)
+
+    async def become(self, module: str, kind: str, *args: Any) -> None:
+        await self._told(self.actor.become.remote(module, kind, *args))
+
+    async def call(self, method: str, *args: Any) -> Any:
+        return await self._told(self.actor.call.remote(method, *args))
+
+    async def address(self) -> tuple[str, int]:
+        return await self._told(self.actor.address.remote())  # type: ignore[no-any-return]
+
+    async def _told(self, reply: Awaitable[Any]) -> Any:
+        try:
+            return await reply
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise StorageError(f"{self.name}: {cause}") from None
+            raise self.failure(
+                f"{self.name} failed: {type(cause).__name__}: {cause}\nthe whole story is in {self.log}\n{self._last_words()}"
+            ) from error
+        except RayActorError as error:
+            why = str(error).strip().splitlines()
+            raise self.failure(f"{self.name} died: {why[-1] if why else error}\n{self._last_words()}") from None
+
+    def _last_words(self, lines: int = 12) -> str:
+        if not self.log.exists():
+            return f"it left no {self.log}"
+        tail = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join([f"the last lines of {self.log}:", *(f"    {line[:300]}" for line in tail)])
+
+
+class Learners:
+    """Every learner process, spoken to as one."""
+
+    def __init__(self, config: Config, workers: list[Worker]):
+        self.config, self.workers, self.version = config, workers, 0
+
+    async def step(self, groups: list[Group]) -> Metrics:
+        shared = ray.put(groups)
+        metrics: list[Metrics] = await self._all("step", shared)
+        self.version += 1
+        return metrics[0]
+
+    async def publish(self) -> dict[str, Any]:
+        return (await self._all("publish"))[0]  # type: ignore[no-any-return]
+
+    async def save(self, cursor: int) -> None:
+        """Commit a checkpoint, and write the weights as a Hugging Face directory beside it."""
+        out = Path(self.config.out)
+        folder = out / "checkpoints" / f"v{self.version}"
+        state = {"version": self.version, "cursor": cursor}
+        await self._all("save", str(folder.absolute()), state)
+        await self._all("export", str((out / "weights" / f"v{self.version}").absolute()))
+        checkpoint.commit(folder, state)
+        checkpoint.point(out / "weights" / "last", f"v{self.version}")
+        checkpoint.prune(folder.parent)
+        checkpoint.prune_weights(out / "weights", folder.parent)
+
+    async def restore(self, folder: Path) -> int:
+        """Go back to a checkpoint; returns its cursor."""
+        states = await self._all("restore", str(folder.absolute()))
+        self.version = states[0]["version"]
+        return int(states[0]["cursor"])
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        return await asyncio.gather(*(w.call(method, *args) for w in self.workers))
+
+
+class Rollouts:
+    """Every engine, spoken to as one: each task goes to the next in turn."""
+
+    def __init__(self, workers: list[Worker]):
+        self.workers = workers
+        self.turn = itertools.cycle(range(len(workers)))
+        self.wave: list[list[tuple[Task, int, asyncio.Future[Group]]]] = [[] for _ in workers]
+        self.waves = itertools.count()
+
+    async def sample(self, task: Task, n: int) -> Group:
+        """What is asked in one turn of the event loop reaches each engine as one wave (see `Rollout.sample`)."""
+        loop = asyncio.get_running_loop()
+        if not any(self.wave):
+            loop.call_soon(self._flush)
+        answer: asyncio.Future[Group] = loop.create_future()
+        self.wave[next(self.turn)].append((task, n, answer))
+        return await answer
+
+    def _flush(self) -> None:
+        number = next(self.waves)
+        for worker, wave in zip(self.workers, self.wave, strict=True):
+            for i, (task, n, answer) in enumerate(wave):
+                asking = asyncio.ensure_future(worker.call("sample", task, n, (number, i, len(wave))))
+                asking.add_done_callback(lambda done, answer=answer: _hand_over(done, answer))
+            wave.clear()
+
+    async def load(self, weights: dict[str, Any], version: int) -> None:
+        shared = ray.put(weights)
+        await asyncio.gather(*(w.call("load", shared, version) for w in self.workers))
+
+    async def sleep(self) -> None:
+        await asyncio.gather(*(w.call("sleep") for w in self.workers))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(w.call("close") for w in self.workers))
+
+
+def _hand_over(done: asyncio.Future[Group], answer: asyncio.Future[Group]) -> None:
+    if answer.cancelled():
+        done.exception()  # seen, and of no interest any more
+    elif error := done.exception():
+        answer.set_exception(error)
+    else:
+        answer.set_result(done.result())
+
+
+class TakingTurns(Learners):
+    """Learners on the GPU of the engine, which sleeps while they step and wakes when it gets their weights."""
+
+    rollouts: Rollouts
+
+    async def step(self, groups: list[Group]) -> Metrics:
+        await self.rollouts.sleep()
+        return await super().step(groups)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a recipe becomes on this cluster."""
+
+    device: str  # cpu or cuda
+    share: bool  # learner and engine on one GPU, in turns
+    transport: str
+    cpus: float  # per process
+    threads: int
+
+
+def place(config: Config, resources: dict[str, float], nodes: int, learners: int, rollouts: int) -> Placement:
+    """Decide device, sharing and transport. Raises `ResourceError`, with numbers, before any model is loaded."""
+    gpus = int(resources.get("GPU", 0))
+    width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
+    device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
+    cores = resources.get("CPU", 1)
+    processes = max(1, learners + rollouts)
+    wanted = learners + rollouts * width
+    share = False
+    if device == "cuda" and wanted > gpus:
+        share = gpus == learners == rollouts == width == 1
+        if not share or config.loop.max_lag:
+            raise ResourceError(
+                f"the recipe wants {learners} learners and {rollouts} engines of {width} GPUs each, {wanted} GPUs; there "
+                f"are {gpus}. One learner and one engine can share one GPU if loop.max_lag is 0."
+            )
+    near = nodes == 1
+    auto = {"cpu": "shm" if near else "file", "cuda": "ipc" if share else "nccl"}[device]
+    transport = auto if config.transport == "auto" else config.transport
+    if transport == "ipc" and not share:
+        raise ResourceError("transport: ipc needs a learner and an engine on one GPU; say auto")
+    if transport == "nccl" and (device == "cpu" or share):
+        raise ResourceError("transport: nccl needs GPUs of their own for learners and engines; say auto")
+    threads = max(1, int(cores) // processes)
+    return Placement(device, share, transport, min(1.0, cores / processes), threads)
+
+
+@asynccontextmanager
+async def start(
+    config: Config, model: str, made: bool, learners: int, rollouts: int
+) -> AsyncIterator[tuple[Learners, Rollouts]]:
+    """Start learners and engines side by side, hand them out, and end every process afterwards."""
+    out = str(Path(config.out).absolute())
+    address = os.environ.get("RAY_ADDRESS", "local")  # without one, a Ray of our own, whoever else runs one here
+    ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        place_ = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
+        environment = QUIET | {"OMP_NUM_THREADS": str(place_.threads)}
+        if place_.device == "cpu":
+            environment |= ON_CPU
+        environment = {k: os.environ.get(k, v) for k, v in environment.items()}
+        common: dict[str, Any] = {"num_cpus": place_.cpus, "runtime_env": {"env_vars": environment}, "max_concurrency": 100_000}
+        gpu = (0.5 if place_.share else 1) if place_.device == "cuda" else 0
+        width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
+        ranks = [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]
+        engines = [Worker(f"rollout-{i}", out, RolloutError, num_gpus=gpu * width, **common) for i in range(rollouts)]
+
+        starting: list[Awaitable[None]] = [
+            w.become("rlreason.rollout", "Rollout", config, model, place_.device, place_.share) for w in engines
+        ]
+        if ranks:
+            host, port = await ranks[0].address()
+            starting += [
+                w.become("rlreason.learner", "Learner", config, model, made, place_.device, place_.transport, i, f"{host}:{port}")
+                for i, w in enumerate(ranks)
+            ]
+        await asyncio.gather(*starting)
+        if place_.transport == "nccl" and ranks and engines:
+            await _meet(ranks[0], engines, width)
+        group = Rollouts(engines)
+        body = (TakingTurns if place_.share else Learners)(config, ranks)
+        if isinstance(body, TakingTurns):
+            body.rollouts = group
+        yield body, group
+        await group.close()
+    finally:
+        ray.shutdown()
+
+
+async def _meet(learner: Worker, engines: Sequence[Worker], width: int) -> None:
+    host, port = await learner.address()
+    world = 1 + width * len(engines)
+    await asyncio.gather(
+        learner.call("join", host, port, world),
+        *(w.call("join", host, port, 1 + i * width, world) for i, w in enumerate(engines)),
+    )

@@ -1,0 +1,50 @@
+"""How good is a model? Sampled accuracy on held-out tasks, with an interval."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+from rlreason.errors import RolloutError
+from rlreason.loop import Rollout
+from rlreason.types import Group, Task
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over `n` tasks, and its 95 % interval [low, high]."""
+
+    mean: float
+    n: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+
+    def dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def wilson(mean: float, n: int, z: float = 1.96) -> Score:
+    """Wilson's score interval for a proportion (JASA 1927): right near 0 and 1 too, where mean ± z·se is not.
+
+    With several samples per task `mean` is a mean of means and `n` counts tasks: samples of one task are not
+    independent, and the interval errs on the wide side.
+    """
+    middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return Score(mean, n, max(0.0, middle - reach), min(1.0, middle + reach))
+
+
+async def evaluate(rollout: Rollout, tasks: Sequence[Task], samples: int, metric: str) -> tuple[Score, list[Group]]:
+    """Mean of the reward `metric` over sampled answers; a task of which no answer can be judged does not count."""
+    groups = list(await asyncio.gather(*(rollout.sample(task, samples) for task in tasks)))
+    judged = [[s.parts[metric] for s in g.samples if s.parts.get(metric) is not None] for g in groups]
+    means = [fmean(v for v in values if v is not None) for values in judged if values]
+    if not means:
+        raise RolloutError(f"none of the {len(tasks)} held-out tasks could be judged by {metric}")
+    return wilson(fmean(means), len(means)), groups

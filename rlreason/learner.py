@@ -1,0 +1,231 @@
+"""One DeepSpeed process: batches in, weights out. Knows nothing of Ray or vLLM."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rlreason.algorithms import ADVANTAGES, LOSSES
+from rlreason.config import Config
+from rlreason.types import Batch, Group, Metrics, Sample, micro_batches, token_weights
+from rlreason.weights import Handle, Publisher
+
+CANARY = 16  # tokens of the prompt on which learner and engines are compared after every sync
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token given those before it; 0 for the first. [N, T, V], [N, T] -> [N, T], float32."""
+    scaled = logits[:, :-1].float() / temperature
+    logp = -torch.nn.functional.cross_entropy(scaled.transpose(1, 2), tokens[:, 1:], reduction="none")
+    return torch.nn.functional.pad(logp, (1, 0))
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The factor on `learner.lr` for optimizer step `step`, counted from 0: a warm-up that never is 0, then the schedule."""
+    learner = config.learner
+    if step < learner.warmup:
+        return (step + 1) / learner.warmup
+    total = config.loop.steps * learner.updates
+    done = min(1.0, (step - learner.warmup) / max(1, total - learner.warmup))
+    return {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.1 + 0.45 * (1 + math.cos(math.pi * done)),
+    }[learner.schedule]
+
+
+class Learner:
+    """One rank. Every rank is told the same, and takes its share of each batch."""
+
+    def __init__(self, config: Config, model: str, made: bool, device: str, transport: str, rank: int, address: str):
+        """`made`: the weights are drawn from the seed. `address`: host:port, where the ranks meet."""
+        host, port = address.rsplit(":", 1)
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(config.learner.workers), MASTER_ADDR=host, MASTER_PORT=port
+        )
+        self.config, self.rank, self.world, self.version = config, rank, config.learner.workers, 0
+        self.gpu = device == "cuda"
+        self.device = torch.device(device)
+        self.publisher = Publisher(transport, Path(config.out).absolute() / "weights" / "live")
+        torch.manual_seed(config.seed)
+        deepspeed.init_distributed("nccl" if self.gpu else "gloo", verbose=False)
+        dtype = torch.bfloat16 if self.gpu else torch.float32
+        # The kernel that needs no attention mask: samples are padded on the right, and attention is causal.
+        options = {"dtype": dtype, "attn_implementation": "sdpa"}
+        if made:
+            policy = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), **options)
+        else:
+            policy = AutoModelForCausalLM.from_pretrained(model, **options)
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        if config.learner.gradient_checkpointing:
+            policy.gradient_checkpointing_enable()
+        policy.train()
+        decayed = {"weight_decay": config.learner.weight_decay}
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learner.lr, betas=(0.9, 0.95), **decayed)
+        self.engine, *_ = deepspeed.initialize(
+            model=policy,
+            optimizer=optimizer,
+            lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, config)),
+            config={
+                "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; micro-batches are cut by tokens
+                "zero_allow_untested_optimizer": True,
+                "bf16": {"enabled": self.gpu},
+                "gradient_clipping": 1.0,
+            }
+            | config.learner.deepspeed,
+        )
+        self.stage = self.engine.zero_optimization_stage()
+        generator = torch.Generator().manual_seed(config.seed)
+        vocabulary = policy.config.get_text_config().vocab_size
+        self.canary: list[int] = torch.randint(vocabulary, (CANARY,), generator=generator).tolist()
+        self.moved = False  # has it been seen that every parameter moves?
+
+    def step(self, groups: list[Group]) -> Metrics:
+        """Learn from every judged sample of `groups`, in `learner.updates` optimizer steps over a part of them each.
+
+        `policy_gap` and `entropy` are those of the first update, before which nothing has moved. Entropy is the mean
+        of -log p over the sampled tokens, an unbiased estimate that costs nothing.
+        """
+        updates = self.config.learner.updates
+        parts = [groups[i::updates] for i in range(updates)]
+        first, *rest = [self._update(part) for part in parts]
+        self.version += 1
+        return first | {key: float(np.mean([m[key] for m in (first, *rest)])) for key in ("loss", "grad_norm")}
+
+    def _update(self, groups: list[Group]) -> Metrics:
+        algorithm, learner = self.config.algorithm, self.config.learner
+        judged = [g.judged() for g in groups]
+        samples = [s for group in judged for s in group]
+        advantages = [a for group in judged if group for a in self._advantages(group)]
+        weights = token_weights(judged, algorithm.per, self.config.rollout.max_tokens)
+        trained = sum(s.length for s in samples)
+
+        plan = micro_batches([len(s.tokens) for s in samples], self.world, learner.tokens)[self.rank]
+        sums = torch.zeros(3, dtype=torch.float64)  # loss, |log p learner - log p sampler|, -log p
+        padded = 0
+        for i, rows in enumerate(plan):
+            self.engine.set_gradient_accumulation_boundary(i == len(plan) - 1)
+            micro = self._batch([samples[r] for r in rows], [advantages[r] for r in rows], [weights[r] for r in rows])
+            padded += micro.tokens.numel()
+            logits = self.engine(input_ids=micro.tokens, use_cache=False).logits
+            logp = token_logprobs(logits, micro.tokens, self.config.rollout.temperature)
+            per_token = LOSSES[algorithm.loss](logp, micro, algorithm.clip_low, algorithm.clip_high)
+            loss = (per_token * micro.weight).sum()
+            self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over ranks, and the loss is a sum
+            with torch.no_grad():
+                gap = ((logp - micro.logprobs).abs() * micro.mask).sum()
+                sums += torch.stack([loss, gap, -(logp * micro.mask).sum()]).double().cpu()
+        before = None if self.moved else self._fingerprints()
+        lr = self.engine.get_lr()[0]
+        grad_norm = self._plain_norm()
+        self.engine.step()
+        grad_norm = float(self.engine.get_global_grad_norm() or grad_norm)
+        if before is not None and grad_norm > 0:
+            self._assert_moved(before)
+        torch.distributed.all_reduce(totals := torch.cat([sums, torch.tensor([float(padded)])]).to(self.device))
+        loss_sum, gap_sum, entropy_sum, padded_sum = totals.tolist()
+        real = sum(len(s.tokens) for s in samples)
+        metrics = {"loss": loss_sum, "grad_norm": grad_norm, "lr": lr, "padding": 1 - real / max(padded_sum, 1)}
+        if algorithm.answers == "policy":
+            metrics |= {"policy_gap": gap_sum / max(trained, 1), "entropy": entropy_sum / max(trained, 1)}
+        return metrics
+
+    def _advantages(self, group: list[Sample]) -> list[float]:
+        if self.config.algorithm.answers == "recorded":
+            return [1.0] * len(group)  # nll does not look at it
+        rewards = np.array([s.reward for s in group], np.float64)
+        return ADVANTAGES[self.config.algorithm.advantage](rewards).tolist()  # type: ignore[no-any-return]
+
+    def _batch(self, samples: list[Sample], advantages: list[float], weights: list[float]) -> Batch:
+        if not samples:  # a rank that has run out still takes part: under ZeRO-3 a forward pass is a collective
+            nothing = np.zeros((1, 2), np.float32)
+            arrays = Batch(nothing.astype(np.int64), *[nothing] * 4)
+        else:
+            arrays = Batch.collate(samples, advantages, weights)
+        return Batch(*(torch.from_numpy(a).to(self.device) for a in arrays))
+
+    def _plain_norm(self) -> float:
+        """The gradient's norm before clipping; DeepSpeed tells it for every set-up but ZeRO 0 in float32."""
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients and not self.stage else 0.0
+
+    # ---- weights ----
+
+    def publish(self) -> Handle:
+        """Make the weights available to the engines. Every rank takes part; only rank 0's handle is of use."""
+        canary = self._canary()
+        with self._gathered():
+            # A tied head appears once, as the embedding, and the engine ties it again.
+            handle = self.publisher.publish(self.engine.module.named_parameters()) if self.rank == 0 else {}
+        return handle | {"canary": canary}
+
+    def export(self, path: str) -> None:
+        """Write a whole Hugging Face directory that transformers and vLLM load as it is."""
+        with self._gathered():
+            if self.rank == 0:
+                partial = Path(f"{path}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                self.engine.module.save_pretrained(partial)
+                self.tokenizer.save_pretrained(partial)
+                shutil.rmtree(path, ignore_errors=True)
+                partial.rename(path)  # whole or not there
+        torch.distributed.barrier()
+
+    def join(self, address: str, port: int, world: int) -> None:
+        if self.rank == 0:
+            self.publisher.join(address, port, world)
+
+    def save(self, path: str, state: dict[str, Any]) -> None:
+        """Write this rank's part of a checkpoint; it counts once `checkpoint.commit` has written its manifest."""
+        self.engine.save_checkpoint(path, tag="deepspeed", client_state=state, save_latest=False)
+
+    def restore(self, path: str) -> dict[str, Any]:
+        """Go back to a committed checkpoint."""
+        loaded, state = self.engine.load_checkpoint(path, tag="deepspeed")
+        if loaded is None:
+            raise FileNotFoundError(f"{path} does not hold what its manifest promises")
+        self.version = state["version"]
+        return dict(state)
+
+    def _gathered(self) -> AbstractContextManager[Any]:
+        return deepspeed.zero.GatheredParameters([*self.engine.module.parameters()], enabled=self.stage == 3)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _canary(self) -> dict[str, Any]:
+        tokens = torch.tensor([self.canary], device=self.device)
+        logprobs = token_logprobs(self.engine.module(input_ids=tokens, use_cache=False).logits, tokens)[0].tolist()
+        if not all(map(math.isfinite, logprobs)):
+            raise FloatingPointError(f"the weights of v{self.version} give NaN or infinity; they are not published")
+        return {"tokens": self.canary, "logprobs": logprobs, "tolerance": 0.1 if self.gpu else 1e-3}
+
+    # ---- does everything learn? ----
+
+    def _fingerprints(self) -> dict[str, tuple[float, float]]:
+        """Two sums over each trainable parameter's float32 master: bfloat16 would hide a step of 1e-6."""
+        return dict(self._fingerprint_each())
+
+    def _fingerprint_each(self) -> Iterator[tuple[str, tuple[float, float]]]:
+        for name, parameter in self.engine.module.named_parameters():
+            if parameter.requires_grad and ".experts." not in name:  # an expert that no token chose does not move
+                master = safe_get_full_fp32_param(parameter) if self.stage or self.gpu else None
+                values = (parameter if master is None else master).detach().double()
+                yield name, (values.sum().item(), values.square().sum().item())
+
+    def _assert_moved(self, before: dict[str, tuple[float, float]]) -> None:
+        still = [name for name, fingerprint in self._fingerprint_each() if fingerprint == before[name]]
+        if still:
+            raise RuntimeError(f"{len(still)} of {len(before)} trainable parameters did not move in the first step that "
+                               f"had a gradient, so they would never learn: {', '.join(still[:5])} …")  # fmt: skip
+        self.moved = True

@@ -1,0 +1,65 @@
+"""A model's directory: found as the recipe names it, or made from a config, so that small models need no download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlreason.errors import RecipeError
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def directory(model: Any, out: Path) -> str:
+    """What vLLM and transformers load: the recipe's name or directory, or `out/model`, made here.
+
+    A made directory holds a config and a tokenizer; the learner draws the weights from the recipe's seed.
+    """
+    if isinstance(model, str):
+        path = Path(model)
+        if path.is_dir() and not (path / "config.json").is_file():
+            raise RecipeError([f"model: {model} is a directory without config.json, so no Hugging Face model"])
+        if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+            raise RecipeError([f"model: {model} is no directory here, and no name of the form owner/model"])
+        return model
+    target = out / "model"
+    target.mkdir(parents=True, exist_ok=True)
+    vocabulary = write_tokenizer(target, str(model.get("characters", "0123456789+-*/=() ")))
+    config = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
+    config |= {"tie_word_embeddings": True} | model["from_config"]
+    (target / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=1))
+    return str(target)
+
+
+def is_made(model: Any) -> bool:
+    """Are the weights to be drawn at random, rather than read?"""
+    return not isinstance(model, str)
+
+
+def write_tokenizer(target: Path, characters: str) -> int:
+    """A tokenizer with one token per character, and one for each of the think and answer tags. Returns its size.
+
+    It is a byte-level BPE without merges, for that is how transformers loads every tokenizer of a Qwen2-type model
+    whatever the files say: a plain character vocabulary would lose spaces and newlines without a word.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    letters = sorted({piece for c in characters for piece in level.pre_tokenize_str(c)[0][0]})
+    names = ["<|end|>", "<|pad|>", *letters]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = level
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(names[:2])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    tokenizer.save(str(target / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|end|>",
+        "pad_token": "<|pad|>",
+        "add_prefix_space": False,
+        "model_max_length": 1 << 20,
+    }
+    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+    return int(tokenizer.get_vocab_size())

@@ -1,0 +1,47 @@
+"""Answers that already exist, served as a rollout: fine-tuning is training on somebody else's samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rlreason.config import Config
+from rlreason.rewards import judge
+from rlreason.tasks import encode
+from rlreason.types import Group, Sample, Task
+
+
+class Recorded:
+    """A task's `response` (else its `answer`) is the one sample. Nothing is sampled, so weights are not needed.
+
+    A demonstration is judged like any answer where the task has one to compare with, so that a log shows how good
+    the data is; it is trained on whatever it earns.
+    """
+
+    def __init__(self, config: Config, tokenizer: Any):
+        self.config, self.tokenizer, self.version = config, tokenizer, 0
+
+    async def sample(self, task: Task, n: int) -> Group:
+        text = task.response if task.response is not None else task.answer or ""
+        prompt = encode(self.tokenizer, task.prompt)
+        answer = [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+        limit = self.config.rollout.max_tokens
+        if len(prompt) > self.config.tasks.max_prompt:
+            return Group(task, [])
+        tokens = np.array([*prompt, *answer[:limit]], np.int32)
+        reward, parts = judge(task, text, self.config.tasks.reward)
+        sample = Sample(
+            tokens=tokens,
+            mask=np.arange(len(tokens)) >= len(prompt),
+            logprobs=np.zeros(len(tokens), np.float32),
+            text=text,
+            version=self.version,
+            truncated=len(answer) > limit,
+            reward=1.0 if reward is None else reward,
+            parts=parts,
+        )
+        return Group(task, [sample])
+
+    async def load(self, weights: Any, version: int) -> None:
+        self.version = version

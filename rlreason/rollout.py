@@ -1,0 +1,200 @@
+"""One vLLM engine: tasks in, judged answers out. Knows nothing of Ray or DeepSpeed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from vllm import EngineArgs, LLMEngine, SamplingParams, TokensPrompt
+from vllm.config import WeightTransferConfig
+from vllm.sampling_params import RequestOutputKind
+
+from rlreason.config import Config
+from rlreason.rewards import judge
+from rlreason.tasks import encode
+from rlreason.types import Group, Sample, Task
+from rlreason.weights import Handle, register
+
+
+Wave = tuple[int, int, int]  # its number, this request's place in it, and how many requests it has
+
+
+class WeightsDiffer(Exception):
+    """An engine answers with other weights than the learner published."""
+
+
+class Rollout:
+    """An engine in this very process, stepped by one coroutine, so that weights change only between two steps.
+
+    It starts with random weights and answers nothing until `load` has given it the learner's.
+    """
+
+    def __init__(self, config: Config, model: str, device: str, share: bool = False):
+        """`share`: the learner lives on the same GPU, so the engine can be put to sleep."""
+        register()
+        self.config, self.version, self.share = config, -1, share
+        gpu = device == "cuda"
+        defaults: dict[str, Any] = {
+            "dtype": "bfloat16" if gpu else "float32",
+            "enforce_eager": not gpu,
+            "max_model_len": config.tasks.max_prompt + config.rollout.max_tokens,
+            "enable_sleep_mode": share,
+        }
+        if share:
+            defaults["gpu_memory_utilization"] = 0.4
+        args = EngineArgs(
+            model=model,
+            load_format="dummy",
+            seed=config.seed,
+            disable_log_stats=True,
+            logprobs_mode="processed_logprobs",  # those of the distribution that is sampled from: after temperature
+            weight_transfer_config=WeightTransferConfig(backend="rlreason"),
+            **defaults | config.rollout.vllm,
+        )
+        self.engine = LLMEngine.from_engine_args(args)
+        self.tokenizer = self.engine.get_tokenizer()
+        self.numbers = itertools.count()
+        self.waves: dict[int, dict[int, tuple[Any, ...] | None]] = {}
+        self.answers: dict[str, asyncio.Future[Any]] = {}
+        self.pump: asyncio.Task[None] | None = None
+
+    async def sample(self, task: Task, n: int, wave: Wave | None = None) -> Group:
+        """Answer `task` `n` times; too long a prompt gives a group without samples.
+
+        The requests of a `wave` enter the engine together and in order: how they are batched, and so the last bit of
+        their log-probabilities, must not depend on when their messages arrive.
+
+        A sample's `version` is that of the weights it began under. They may change midway.
+        """
+        if self.version < 0:
+            raise RuntimeError("this engine was asked before it had weights")
+        version, rollout = self.version, self.config.rollout
+        prompt = encode(self.tokenizer, task.prompt)
+        if len(prompt) > self.config.tasks.max_prompt:
+            self._admit(None, wave)
+            return Group(task, [])
+        params = SamplingParams(
+            n=n,
+            temperature=rollout.temperature,
+            max_tokens=rollout.max_tokens,
+            stop=rollout.stop,
+            logprobs=0,
+            seed=crc32(f"{self.config.seed}/{task.id}/{version}".encode()),
+            skip_special_tokens=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # else each of the n arrives in an output of its own
+        )
+        output = await self._ask(prompt, params, wave)
+        return Group(task, [self._judged(task, prompt, answer, version) for answer in output.outputs])
+
+    async def score(self, tokens: list[int]) -> list[float]:
+        """Log-probability of each token given those before it, at temperature 1; 0 for the first."""
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0, detokenize=False)
+        output = await self._ask(tokens, params)
+        given = zip(tokens[1:], output.prompt_logprobs[1:], strict=True)
+        return [0.0, *(places[token].logprob for token, places in given)]
+
+    async def load(self, weights: Handle, version: int) -> float:
+        """Swap weights between two steps; requests in flight go on with the new ones. Returns the seconds it took.
+
+        Raises `WeightsDiffer` if the engine then disagrees with the learner about the canary, a fixed prompt whose
+        log-probabilities the learner sent along.
+        """
+        started = time.perf_counter()
+        if self.share:
+            self.engine.wake_up(tags=["weights"])
+        canary = weights.pop("canary", None)
+        self.engine.collective_rpc("start_weight_update")
+        self.engine.collective_rpc("update_weights", args=({"handle": weights},))
+        self.engine.collective_rpc("finish_weight_update")
+        if self.share:
+            self.engine.wake_up(tags=["kv_cache"])
+        self.version = version
+        seconds = time.perf_counter() - started
+        if canary:
+            self._compare(canary, await self.score(canary["tokens"]), weights["kind"])
+        return seconds
+
+    async def sleep(self) -> None:
+        """Give the GPU's memory to the learner: weights and cache are dropped, and come back with the next `load`."""
+        self.engine.sleep(level=2)
+
+    async def join(self, address: str, port: int, rank: int, world: int) -> None:
+        """Meet the learner in an NCCL group, for weights that are broadcast."""
+        info = {"address": address, "port": port, "rank": rank, "world": world}
+        await asyncio.to_thread(self.engine.collective_rpc, "init_weight_transfer_engine", args=(info,))
+
+    async def close(self) -> None:
+        if self.pump:
+            self.pump.cancel()
+        self.engine.engine_core.shutdown()
+
+    def _compare(self, canary: dict[str, Any], seen: list[float], kind: str) -> None:
+        gap = float(np.abs(np.array(seen[1:]) - np.array(canary["logprobs"][1:])).mean())
+        if not gap <= canary["tolerance"]:  # NaN included
+            loader = f"vLLM's {'/'.join(self.engine.model_config.architectures)}.load_weights"
+            raise WeightsDiffer(
+                f"after weights v{self.version} arrived by {kind}, the engine's log-probabilities of the canary prompt "
+                f"are {gap:.2g} off the learner's (at most {canary['tolerance']:g} is allowed). {loader} did not "
+                "take every tensor as the learner has it: look for tied, fused or renamed ones."
+            )
+
+    async def _ask(self, prompt: list[int], params: SamplingParams, wave: Wave | None = None) -> Any:
+        request = str(next(self.numbers))
+        future = self.answers[request] = asyncio.get_running_loop().create_future()
+        # Cached prefixes of older weights must not be used: the salt keeps each version's to itself.
+        self._admit((request, TokensPrompt(prompt_token_ids=prompt, cache_salt=f"v{self.version}"), params), wave)
+        return await future
+
+    def _admit(self, request: tuple[Any, ...] | None, wave: Wave | None) -> None:
+        """Give the engine a request, or hold it until its wave is complete."""
+        if wave is None:
+            ready = [request]
+        else:
+            number, index, size = wave
+            held = self.waves.setdefault(number, {})
+            held[index] = request
+            if len(held) < size:
+                return
+            ready = [held[i] for i in sorted(held)]
+            del self.waves[number]
+        for arguments in ready:
+            if arguments is not None:
+                self.engine.add_request(*arguments)
+        if self.engine.has_unfinished_requests() and (self.pump is None or self.pump.done()):
+            self.pump = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        """Step the engine while it has requests, and hand out what is finished."""
+        try:
+            while self.engine.has_unfinished_requests():
+                for output in self.engine.step():
+                    if output.finished:
+                        self.answers.pop(output.request_id).set_result(output)
+                await asyncio.sleep(0)
+        except Exception as error:
+            for future in self.answers.values():
+                future.set_exception(error)
+            self.answers.clear()
+            raise
+
+    def _judged(self, task: Task, prompt: list[int], answer: Any, version: int) -> Sample:
+        ids = answer.token_ids
+        tokens = np.array([*prompt, *ids], np.int32)
+        logprobs = np.zeros(len(tokens), np.float32)
+        logprobs[len(prompt) :] = [places[t].logprob for t, places in zip(ids, answer.logprobs, strict=True)]
+        reward, parts = judge(task, answer.text, self.config.tasks.reward)
+        return Sample(
+            tokens=tokens,
+            mask=np.arange(len(tokens)) >= len(prompt),
+            logprobs=logprobs,
+            text=answer.text,
+            version=version,
+            truncated=answer.finish_reason == "length",
+            reward=reward,
+            parts=parts,
+        )
+

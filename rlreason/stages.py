@@ -1,0 +1,184 @@
+"""One run of one recipe: start what it needs, score, train, score again, write it all down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlreason import checkpoint, model
+from rlreason.algorithms import FILTERS
+from rlreason.config import Config, to_yaml
+from rlreason.display import Display, duration
+from rlreason.errors import Interrupted, RecipeError
+from rlreason.evaluate import Score, evaluate
+from rlreason.loop import Rollout, train
+from rlreason.metrics import Journal
+from rlreason.tasks import Tasks
+from rlreason.types import Group, Metrics
+
+Summary = dict[str, Any]
+
+
+def run(config: Config, name: str, began: float | None = None) -> Summary:
+    """Train as the recipe says, going on from the newest checkpoint in `config.out`; returns its summary.
+
+    `began`: when the command began (`time.time()`), for `seconds_to_first_step`.
+    """
+    out = Path(config.out)
+    tasks = Tasks(config)  # before anything starts, so that a bad row costs nothing
+    claim(out, to_yaml(config))
+    summary = out / "summary.json"
+    if summary.exists():
+        done: Summary = json.loads(summary.read_text())
+        return done
+    return asyncio.run(_run(config, name, tasks, began or time.time()))
+
+
+def claim(out: Path, recipe: str) -> None:
+    """Make `out` the folder of this recipe's run, or refuse if it is another's."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = out / "recipe.yaml"
+    if written.exists() and written.read_text() != recipe:
+        old, new = written.read_text().splitlines(), recipe.splitlines()
+        changed = [f"    was {a.strip()!r}, is {b.strip()!r}" for a, b in zip(old, new, strict=False) if a != b][:5]
+        raise RecipeError(
+            [f"out: {out} holds a run of another recipe:", *changed, "    give this one its own out=…, or say --fresh"]
+        )
+    checkpoint.write_atomic(written, recipe)
+
+
+async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary:
+    from rlreason import cluster
+
+    out, recorded = Path(config.out), config.algorithm.answers == "recorded"
+    path, made = model.directory(config.model, out), model.is_made(config.model)
+    found = checkpoint.newest(out / "checkpoints")
+    engines = config.rollout.workers if not recorded or config.eval.tasks else 0
+    begin = time.time()
+    with Display(name, config.loop.steps) as display, stopping() as stop:
+        display.say(f"starting {config.learner.workers} learners and {engines} engines …")
+        async with cluster.start(config, path, made, config.learner.workers, engines) as (learners, rollouts):
+            cursor = await learners.restore(found[0]) if found else 0
+            journal = Journal(config, learners.version)
+            journal.event("start", step=learners.version, resumed=bool(found))
+            if found:
+                display.say(f"going on from {found[0]}")
+            answers: Rollout = rollouts
+            if recorded:
+                from transformers import AutoTokenizer
+
+                from rlreason.recorded import Recorded
+
+                answers = Recorded(config, AutoTokenizer.from_pretrained(path))
+
+            async def score(when: str) -> Score | None:
+                """Accuracy on the held-out tasks; asked once, and remembered across restarts."""
+                kept = out / f"accuracy_{when}.json"
+                if not tasks.held_out:
+                    return None
+                if kept.exists():
+                    return Score(**json.loads(kept.read_text()))
+                result, groups = await evaluate(rollouts, tasks.held_out, config.eval.samples, config.metric)
+                write_samples(out / "rollouts" / f"{when}.jsonl", groups)
+                checkpoint.write_atomic(kept, json.dumps(result.dict()))
+                display.say(f"{config.metric} on held-out tasks {when} training: {result}")
+                return result
+
+            await rollouts.load(await learners.publish(), learners.version)
+            before = await score("before") if not learners.version else None
+            training = time.monotonic()
+
+            def enough() -> bool:
+                return stop() or 0 < config.loop.seconds <= time.monotonic() - training
+
+            def log(step: int, groups: list[Group], metrics: Metrics) -> None:
+                display.step(journal.step(step, groups, metrics))
+
+            keep = FILTERS[config.algorithm.keep]
+            await train(config.loop, tasks.stream(cursor), answers, learners, keep, log, enough, cursor)
+            if stop():
+                journal.close()
+                raise Interrupted(f"stopped at step {learners.version}, committed in {out / 'checkpoints'}; "
+                                  "the same command goes on from there")  # fmt: skip
+            if recorded:
+                await rollouts.load(await learners.publish(), learners.version)
+            after = await score("after")
+        rows = journal.rows()
+        journal.event("end", step=learners.version)
+        journal.close()
+    before = before or _remembered(out / "accuracy_before.json")
+    summary = {
+        "accuracy_before": before and before.dict(),
+        "accuracy_after": after and after.dict(),
+        "policy_gap_max": max((r["policy_gap"] for r in rows if r.get("policy_gap") is not None), default=None),
+        "seconds_to_first_step": round(journal.first_step - began, 3) if journal.first_step else None,
+        "seconds": round(time.time() - begin, 3),
+        "steps": learners.version,
+        "tokens": sum(r["tokens"] for r in rows),
+        "peak_rss_bytes": journal.peak_rss,
+        "model": str(out / "weights" / f"v{learners.version}"),
+    }
+    checkpoint.write_atomic(out / "summary.json", json.dumps(summary, indent=1))
+    display.say(f"{learners.version} steps in {duration(summary['seconds'])}; the model is in {summary['model']}")
+    return summary
+
+
+async def score_model(config: Config, name: str) -> Score:
+    """Score a model on the recipe's held-out tasks: the engines alone, weights from the model's directory."""
+    from rlreason import cluster
+
+    tasks = Tasks(config).held_out
+    if not tasks:
+        raise RecipeError(["eval.tasks: is 0, so there is nothing to score a model on; say eval.tasks=256"])
+    path = model.directory(config.model, Path(config.out))
+    if not Path(path).is_dir():
+        from huggingface_hub import snapshot_download
+
+        path = snapshot_download(path)
+    async with cluster.start(config, path, False, 0, config.rollout.workers) as (_, rollouts):
+        await rollouts.load({"kind": "file", "path": str(Path(path).absolute())}, 0)
+        result, groups = await evaluate(rollouts, tasks, config.eval.samples, config.metric)
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    write_samples(Path(config.out) / f"{name}.jsonl", groups)
+    return result
+
+
+def write_samples(path: Path, groups: list[Group]) -> None:
+    rows = ({"task": g.task.id, "answer": g.task.answer, "text": s.text, "reward": s.reward, "parts": s.parts}
+            for g in groups for s in g.samples)  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _remembered(path: Path) -> Score | None:
+    return Score(**json.loads(path.read_text())) if path.exists() else None
+
+
+@contextmanager
+def stopping() -> Iterator[Any]:
+    """SIGTERM, SIGUSR1 (Slurm's warning) and a first Ctrl-C end the run after its step; a second Ctrl-C at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+def fresh(out: Path) -> None:
+    """Move an old run out of the way; nothing is deleted."""
+    if out.exists():
+        os.replace(out, out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"))

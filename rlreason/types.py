@@ -1,0 +1,143 @@
+"""The values that move through rlreason: Task -> Sample -> Group -> Batch. numpy only, so that every room may read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Metrics = dict[str, float]
+Prompt = str | list[dict[str, str]]  # plain text, or chat messages {"role": …, "content": …}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A question, with what is needed to judge an answer."""
+
+    id: str
+    prompt: Prompt
+    answer: str | None = None  # what rewards compare with
+    response: str | None = None  # a whole demonstration; where there is none, the answer is one
+    reward: dict[str, float] | None = None  # reward name -> weight; None: what the recipe says
+
+
+@dataclass(slots=True)
+class Sample:
+    """One answer: every token that the model saw or wrote, and who wrote it.
+
+    With a prompt of P tokens and an answer of A (an end-of-sequence token included, where the model wrote one):
+
+        tokens   = [P0 … A0 …]   int32   [P + A]
+        mask     = [0 …  1 …]    bool    [P + A]  True where the policy wrote the token
+        logprobs = [0 …  l0 …]   float32 [P + A]  of the policy that wrote it, at the sampling temperature; 0 elsewhere
+    """
+
+    tokens: NDArray[np.int32]
+    mask: NDArray[np.bool_]
+    logprobs: NDArray[np.float32]
+    text: str  # the answer, without the end-of-sequence token or the stop string that ended it
+    version: int  # of the weights when sampling began
+    truncated: bool = False  # ended by the length limit
+    reward: float | None = None  # None: could not be judged, so it takes no part in training
+    parts: dict[str, float | None] = field(default_factory=dict)  # the reward, itemised
+
+    @property
+    def length(self) -> int:
+        """Tokens that the policy wrote."""
+        return int(self.mask.sum())
+
+
+@dataclass(slots=True)
+class Group:
+    """The answers to one task; advantages compare them with each other."""
+
+    task: Task
+    samples: list[Sample]
+
+    def judged(self) -> list[Sample]:
+        return [s for s in self.samples if s.reward is not None]
+
+
+class Batch(NamedTuple):
+    """What one forward pass reads. Every array is [N, T]; row n is one sample, padded on the right.
+
+    The arrays are numpy's where a batch is made, and tensors of the same names where it is trained on.
+    """
+
+    tokens: Any  # int64
+    mask: Any  # float32, 1 where the token is trained on
+    weight: Any  # float32, mask / denominator: the loss is (weight * per_token_loss).sum()
+    advantage: Any  # float32, 0 where mask is 0
+    logprobs: Any  # float32, of the policy that sampled
+
+    @classmethod
+    def collate(cls, samples: list[Sample], advantages: list[float], weights: list[float]) -> Batch:
+        """Pad `samples` to the longest of them; `advantages` and `weights` hold one number per sample."""
+        shape = len(samples), max(len(s.tokens) for s in samples)
+        batch = cls(np.zeros(shape, np.int64), *(np.zeros(shape, np.float32) for _ in range(4)))
+        for row, (s, advantage, weight) in enumerate(zip(samples, advantages, weights, strict=True)):
+            end = len(s.tokens)
+            batch.tokens[row, :end] = s.tokens
+            batch.mask[row, :end] = s.mask
+            batch.weight[row, :end] = s.mask * weight
+            batch.advantage[row, :end] = s.mask * advantage
+            batch.logprobs[row, :end] = s.logprobs
+        return batch
+
+
+def token_weights(groups: list[list[Sample]], per: str, max_tokens: int) -> list[float]:
+    """The weight of each trained token, one number per sample, in the order of `groups`.
+
+    The denominator spans the whole batch, so the loss is a plain sum: however the samples are then cut into
+    micro-batches and ranks, the gradient is the same.
+
+    `per` is what the loss is a mean of: `token` (DAPO), `sequence` (GRPO as published), `prompt` (every task counts
+    the same), `constant` (Dr.GRPO: divided by `max_tokens`, so that length is neither rewarded nor punished).
+    """
+    lengths = [[s.length for s in group] for group in groups]
+    samples = sum(len(group) for group in groups)
+    total = sum(map(sum, lengths))
+    weights: list[float] = []
+    for group in lengths:
+        for length in group:
+            denominator = {
+                "token": total,
+                "sequence": samples * length,
+                "prompt": len(groups) * sum(group),
+                "constant": samples * max_tokens,
+            }[per]
+            weights.append(1 / denominator if denominator else 0.0)
+    return weights
+
+
+def micro_batches(lengths: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """Deal samples to ranks and cut each rank's share into micro-batches: [rank][micro-batch] -> sample indices.
+
+    A micro-batch holds at most `budget` tokens, padding included (a longer sample goes alone). Samples of like
+    length stay together, and one that would pad a micro-batch of some size beyond a tenth opens the next; ranks take
+    turns from longest to shortest, so that they end together. Every rank gets the same number of micro-batches, an empty one if need be: under ZeRO-3 each forward
+    pass is a collective.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: the same on every rank
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for turn, i in enumerate(order):
+        lap, seat = divmod(turn, ranks)
+        shares[seat if lap % 2 == 0 else ranks - 1 - seat].append(i)
+    plan: list[list[list[int]]] = []
+    for share in shares:
+        cuts: list[list[int]] = []
+        real = 0
+        for i in share:
+            width = lengths[cuts[-1][0]] if cuts else 0
+            area = width * (len(cuts[-1]) + 1) if cuts else 0
+            if cuts and area <= budget and (area <= budget / 8 or real + lengths[i] >= 0.9 * area):
+                cuts[-1].append(i)
+                real += lengths[i]
+            else:
+                cuts.append([i])
+                real = lengths[i]
+        plan.append(cuts)
+    rounds = max(map(len, plan))
+    return [cuts + [[] for _ in range(rounds - len(cuts))] for cuts in plan]

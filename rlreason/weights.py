@@ -1,0 +1,218 @@
+"""How weights travel from the learner to the rollouts: shared memory or a file, NCCL, CUDA IPC.
+
+A publication is a *handle*: a small dictionary that says where the weights are. It is all that passes through Ray.
+`kind` is one of
+
+    shm   host memory of the learner, mapped by every engine of the same host
+    file  a Hugging Face directory: the fallback, and the way back after a restart
+    ipc   device memory of a learner that shares the engine's GPU
+    nccl  a broadcast that every engine joins
+
+and `names`, `dtypes`, `shapes` describe the tensors, in the order in which they travel.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Handle = dict[str, Any]
+Named = Iterable[tuple[str, Tensor]]
+
+
+class Publisher:
+    """The learner's end. `publish` returns a handle that stays valid until the next `publish`."""
+
+    def __init__(self, kind: str, folder: Path | None = None):
+        """`folder`: where `file` publishes."""
+        self.kind, self.folder = kind, folder
+        self.memory: int | None = None  # shm: the descriptor of an anonymous file
+        self.held: list[Tensor] = []  # ipc: what the engines may still be reading
+        self.group: Any = None  # nccl: the communicator with the engines
+        self.sending: threading.Thread | None = None
+
+    def join(self, address: str, port: int, world: int) -> None:
+        """nccl: meet the engines, which are ranks 1 and up; this is rank 0. Blocks until all are there."""
+        from vllm.distributed.weight_transfer.nccl_common import trainer_init
+
+        self.group = trainer_init({"master_address": address, "master_port": port, "world_size": world})
+
+    def publish(self, tensors: Named) -> Handle:
+        self.settle()
+        named = [(name, tensor.detach()) for name, tensor in tensors]
+        handle: Handle = {
+            "kind": self.kind,
+            "names": [name for name, _ in named],
+            "dtypes": [str(t.dtype).removeprefix("torch.") for _, t in named],
+            "shapes": [list(t.shape) for _, t in named],
+        }
+        if self.kind == "file":
+            return handle | self._file(dict(named))
+        return handle | getattr(self, f"_{self.kind}")([t for _, t in named])
+
+    def settle(self) -> None:
+        """Return when the last publication may be overwritten."""
+        if self.sending:
+            self.sending.join()
+            self.sending = None
+
+    def _file(self, named: dict[str, Tensor]) -> Handle:
+        from safetensors.torch import save_file
+
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / "model.partial"
+        save_file({name: t.contiguous() for name, t in named.items()}, partial)
+        partial.replace(self.folder / "model.safetensors")
+        return {"path": str(self.folder)}
+
+    def _shm(self, tensors: list[Tensor]) -> Handle:
+        size = sum(t.nbytes for t in tensors)
+        if self.memory is None:
+            # Anonymous: it has no name in /dev/shm to be left behind, and ends with the last process that maps it.
+            self.memory = os.memfd_create("rlreason-weights")
+            os.ftruncate(self.memory, size)
+        with mmap.mmap(self.memory, size) as view:
+            start = 0
+            for t in tensors:
+                target = torch.frombuffer(view, dtype=t.dtype, count=t.numel(), offset=start)
+                target.copy_(t.reshape(-1))
+                start += t.nbytes
+            del target  # a mapping with a tensor on it cannot be closed
+        return {"path": f"/proc/{os.getpid()}/fd/{self.memory}"}
+
+    def _ipc(self, tensors: list[Tensor]) -> Handle:
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        self.held = [t.contiguous() for t in tensors]
+        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        torch.cuda.synchronize()  # the engine reads from another process, which this stream does not order
+        return {"ipc_handles": [{uuid: reduce_tensor(t)[1]} for t in self.held]}
+
+    def _nccl(self, tensors: list[Tensor]) -> Handle:
+        def send() -> None:
+            for t in tensors:
+                self.group.broadcast(t.contiguous(), src=0, stream=torch.cuda.current_stream())
+            torch.cuda.synchronize()
+
+        # The engines join the broadcast when they get the handle, so it cannot be awaited before it is returned.
+        self.sending = threading.Thread(target=send, daemon=True)
+        self.sending.start()
+        return {}
+
+
+def read(handle: Handle) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a handle of kind `shm` or `file`, valid until the next is asked for."""
+    if handle["kind"] == "file":
+        from safetensors import safe_open
+
+        files = sorted(Path(handle["path"]).glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(f"{handle['path']} holds no *.safetensors")
+        for file in files:
+            with safe_open(file, framework="pt") as f:
+                yield from ((name, f.get_tensor(name)) for name in f.keys())  # noqa: SIM118  not a dictionary
+        return
+    descriptor = os.open(handle["path"], os.O_RDONLY)
+    try:
+        # Private and writable, as torch wants it; nothing is written, so nothing is copied.
+        view = mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    finally:
+        os.close(descriptor)
+    start = 0
+    for name, dtype, shape in zip(handle["names"], handle["dtypes"], handle["shapes"], strict=True):
+        t = torch.frombuffer(view, dtype=getattr(torch, dtype), count=math.prod(shape), offset=start).view(shape)
+        yield name, t
+        start += t.nbytes
+
+
+@dataclass
+class Init:
+    """vLLM's name for what an engine must know before its first update."""
+
+    address: str = ""
+    port: int = 0
+    rank: int = 0
+    world: int = 0
+
+
+@dataclass
+class Update:
+    """One publication, on its way into an engine."""
+
+    handle: Handle = field(default_factory=dict)
+
+
+def register() -> None:
+    """Teach vLLM's weight-transfer API our handles. Also a vLLM plugin, so that its worker processes know it too."""
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+    from vllm.distributed.weight_transfer.base import WeightTransferEngine
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    if "rlreason" in WeightTransferEngineFactory._registry:
+        return
+
+    class Engine(WeightTransferEngine):  # type: ignore[misc]
+        """The rollout's end: shared memory and files by itself, NCCL and CUDA IPC by vLLM's own engines."""
+
+        init_info_cls = Init
+        update_info_cls = Update
+        peer: Any = None
+
+        def init_transfer_engine(self, init_info: Init) -> None:
+            self._delegate("nccl").init_transfer_engine(
+                self.peer.init_info_cls(
+                    master_address=init_info.address, master_port=init_info.port,
+                    rank_offset=init_info.rank, world_size=init_info.world,
+                )
+            )  # fmt: skip
+
+        def _delegate(self, kind: str) -> Any:
+            if self.peer is None:
+                cls = WeightTransferEngineFactory._registry[kind]()
+                self.peer = cls(self.config, self.vllm_config, self.device, self.model)
+            return self.peer
+
+        def start_weight_update(self) -> None:
+            initialize_layerwise_reload(self.model)
+
+        def finish_weight_update(self) -> None:
+            finalize_layerwise_reload(self.model, self.model_config)
+            head = getattr(self.model, "lm_head", None)
+            if hasattr(head, "cpu_linear"):  # a tied head keeps a packed copy of the old embedding (NOTES.md)
+                from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+                dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            self.receive_weights(self.parse_update_info(update_info))
+            if self.device.type != "cpu":  # vLLM's own version synchronizes whatever the device, and CPU has none
+                torch.accelerator.synchronize()
+
+        def receive_weights(self, update_info: Update) -> None:
+            handle = update_info.handle
+            if handle["kind"] in ("shm", "file"):
+                self.model.load_weights(read(handle))
+                return
+            peer = self._delegate(handle["kind"])
+            more = {"ipc_handles": handle["ipc_handles"]} if handle["kind"] == "ipc" else {}
+            peer.receive_weights(
+                peer.update_info_cls(
+                    names=handle["names"], dtype_names=handle["dtypes"], shapes=handle["shapes"], **more
+                )
+            )
+
+        def shutdown(self) -> None:
+            if self.peer is not None:
+                self.peer.shutdown()
+
+    WeightTransferEngineFactory.register_engine("rlreason", Engine)
