@@ -63,7 +63,6 @@ def parser() -> argparse.ArgumentParser:
 
 def train(parsed: argparse.Namespace) -> None:
     from rlreason import pipeline, stages
-    from rlreason import report as reports
 
     many = _pipeline(parsed)
     out = many.out if many else Path((config := _config(parsed)).out)
@@ -81,6 +80,8 @@ def train(parsed: argparse.Namespace) -> None:
             print(f"accuracy {when}: {score['mean']:.3f}  95 % interval [{score['low']:.3f}, {score['high']:.3f}]"
                   f"  (sampled, {score['n']} held-out tasks)")  # fmt: skip
     print(f"model: {summary['model']}")
+    from rlreason import report as reports
+
     print(f"report: {reports.write(out)}")
 
 
@@ -121,7 +122,7 @@ def _pipeline(parsed: argparse.Namespace) -> Any:
 
 
 def _config(parsed: argparse.Namespace, *more: str) -> Config:
-    from rlreason.config import load
+    from rlreason.recipe import load
 
     return load(parsed.recipe, [*parsed.overrides, *more])
 

@@ -248,7 +248,11 @@ async def start(
         if place_.device == "cpu":
             environment |= ON_CPU
         environment = {k: os.environ.get(k, v) for k, v in environment.items()}
-        common: dict[str, Any] = {"num_cpus": place_.cpus, "runtime_env": {"env_vars": environment}, "max_concurrency": 100_000}
+        common: dict[str, Any] = {
+            "num_cpus": place_.cpus,
+            "runtime_env": {"env_vars": environment},
+            "max_concurrency": 100_000,
+        }
         gpu = (0.5 if place_.share else 1) if place_.device == "cuda" else 0
         width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
         ranks = [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]
@@ -260,7 +264,17 @@ async def start(
         if ranks:
             host, port = await ranks[0].address()
             starting += [
-                w.become("rlreason.learner", "Learner", config, model, made, place_.device, place_.transport, i, f"{host}:{port}")
+                w.become(
+                    "rlreason.learner",
+                    "Learner",
+                    config,
+                    model,
+                    made,
+                    place_.device,
+                    place_.transport,
+                    i,
+                    f"{host}:{port}",
+                )
                 for i, w in enumerate(ranks)
             ]
         await asyncio.gather(*starting)

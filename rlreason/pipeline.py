@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from rlreason import checkpoint, config
-from rlreason.config import Config, Setting
+from rlreason import checkpoint, recipe
+from rlreason.config import Config
 from rlreason.errors import RecipeError
+from rlreason.recipe import Setting
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     """
     document = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(document, dict)
-    source = config.shown(path)
+    source = recipe.shown(path)
     stages = document.pop("stages") or {}
     base = document.pop("base", None)
     problems: list[str] = []
@@ -62,21 +63,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     if not document.get("out"):
         problems.append(f"{source}: out is missing: the recipe has to say it")
     out = Path(str(document.pop("out", "-")))
-    common = [Setting(k, v, source) for k, v in config.leaves(document)]
+    common = [Setting(k, v, source) for k, v in recipe.leaves(document)]
 
     resolved: dict[str, Config] = {}
     for name, stage in stages.items():
         if not isinstance(stage, dict) or not {"recipe"} <= stage.keys() <= {"recipe", "set"}:
             problems.append(f"{source}: stages.{name}: expected recipe: FILE and, if need be, set: [key=value, …]")
             continue
-        settings, wrong = config.read((path.parent / stage["recipe"]).resolve())
-        own, more = config.command_line(stage.get("set") or [], f"{source}: stages.{name}")
+        settings, wrong = recipe.read((path.parent / stage["recipe"]).resolve())
+        own, more = recipe.command_line(stage.get("set") or [], f"{source}: stages.{name}")
         theirs = [o.removeprefix(f"{name}.") for o in mine if o.split(".")[0] not in stages or o.startswith(f"{name}.")]
-        line, most = config.command_line(theirs)
+        line, most = recipe.command_line(theirs)
         settings = [*settings, *common, *own, *line, Setting("out", str(out / name), source)]
         settings, unknown = _referred(settings, base, out, list(resolved))
         try:
-            resolved[name] = config.checked(settings, [*wrong, *more, *most, *unknown], f"{source}: stages.{name}")
+            resolved[name] = recipe.checked(settings, [*wrong, *more, *most, *unknown], f"{source}: stages.{name}")
         except RecipeError as error:
             problems += error.problems
             resolved[name] = Config()
@@ -87,9 +88,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     return Pipeline(out, resolved)
 
 
-def _referred(
-    settings: list[Setting], base: Any, out: Path, earlier: list[str]
-) -> tuple[list[Setting], list[str]]:
+def _referred(settings: list[Setting], base: Any, out: Path, earlier: list[str]) -> tuple[list[Setting], list[str]]:
     """Put in what `$…` stands for."""
     result, problems = [], []
     for setting in settings:

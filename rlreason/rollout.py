@@ -19,7 +19,6 @@ from rlreason.tasks import encode
 from rlreason.types import Group, Sample, Task
 from rlreason.weights import Handle, register
 
-
 Wave = tuple[int, int, int]  # its number, this request's place in it, and how many requests it has
 
 
@@ -197,4 +196,3 @@ class Rollout:
             reward=reward,
             parts=parts,
         )
-

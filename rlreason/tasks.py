@@ -6,6 +6,7 @@ import importlib
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,9 @@ class Tasks:
             self.make = generator(config.tasks)
             self.held_out = [t for _, t in zip(range(wanted), self._generated(held_out=True), strict=False)]
             return
-        rows = load(config.tasks.path, config.tasks)
+        rows = self._templated(load(config.tasks.path, config.tasks))
         if config.eval.path:
-            self.rows, self.held_out = rows, load(config.eval.path, config.tasks)[:wanted]
+            self.rows, self.held_out = rows, self._templated(load(config.eval.path, config.tasks))[:wanted]
         else:
             prompts = sorted({_text(t.prompt) for t in rows}, key=_hash)
             chosen = set(prompts[: min(wanted, len(prompts) // 2)])  # by prompt: a duplicate must not be on both sides
@@ -102,13 +103,19 @@ class Tasks:
                 epoch = position // size
                 order = random.Random(f"{self.seed}/{epoch}").sample(range(size), size)
             task = self.rows[order[position % size]]
-            yield Task(f"{task.id}@{epoch}" if epoch else task.id, task.prompt, task.answer, task.response, task.reward)
+            yield replace(task, id=f"{task.id}@{epoch}") if epoch else task
 
     def _generated(self, held_out: bool) -> Iterator[Task]:
         for number in count(1_000_003 * self.seed):
             task = self.make(number, **self.config.options)
             if (_hash(_text(task.prompt)) % 8 == 0) == held_out:
-                yield task
+                yield self._templated([task])[0]
+
+    def _templated(self, tasks: list[Task]) -> list[Task]:
+        around = self.config.template
+        if not around:
+            return tasks
+        return [t if isinstance(t.prompt, list) else replace(t, prompt=around.replace("{prompt}", t.prompt)) for t in tasks]
 
 
 def generator(config: TasksConfig) -> Callable[..., Task]:

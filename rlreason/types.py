@@ -117,8 +117,8 @@ def micro_batches(lengths: list[int], ranks: int, budget: int) -> list[list[list
 
     A micro-batch holds at most `budget` tokens, padding included (a longer sample goes alone). Samples of like
     length stay together, and one that would pad a micro-batch of some size beyond a tenth opens the next; ranks take
-    turns from longest to shortest, so that they end together. Every rank gets the same number of micro-batches, an empty one if need be: under ZeRO-3 each forward
-    pass is a collective.
+    turns from longest to shortest, so that they end together. Every rank gets the same number of micro-batches, an
+    empty one if need be: under ZeRO-3 each forward pass is a collective.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: the same on every rank
     shares: list[list[int]] = [[] for _ in range(ranks)]

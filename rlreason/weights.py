@@ -206,9 +206,7 @@ def register() -> None:
             peer = self._delegate(handle["kind"])
             more = {"ipc_handles": handle["ipc_handles"]} if handle["kind"] == "ipc" else {}
             peer.receive_weights(
-                peer.update_info_cls(
-                    names=handle["names"], dtype_names=handle["dtypes"], shapes=handle["shapes"], **more
-                )
+                peer.update_info_cls(names=handle["names"], dtype_names=handle["dtypes"], shapes=handle["shapes"], **more)
             )
 
         def shutdown(self) -> None:

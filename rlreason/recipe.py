@@ -1,0 +1,189 @@
+"""How recipes compose, and how mistakes in them are told: all at once, each with its file and line."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlreason.config import Config, impossible
+from rlreason.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value that somebody wrote, and where."""
+
+    key: str  # loop.steps
+    value: Any
+    where: str  # recipes/base.yaml:12, or the command line
+
+
+def read(path: Path, seen: tuple[Path, ...] = ()) -> tuple[list[Setting], list[str]]:
+    """Every setting of a recipe file, those of the files that it `extends` first; and what is wrong with it."""
+    if path in seen:
+        return [], [f"{path}: extends itself, by way of {' -> '.join(map(str, seen))}"]
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = OmegaConf.to_container(OmegaConf.create(text)) if root is not None else {}
+    except OSError as error:
+        return [], [f"{path}: cannot be read: {error.strerror}"]
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        return [], [f"{path}: is not a recipe: {' '.join(str(error).split())}"]
+    if not isinstance(values, dict):
+        return [], [f"{path}: is not a recipe: expected a mapping of keys to values"]
+
+    settings, problems = [], []
+    bases = values.pop("extends", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        more, wrong = read((path.parent / base).resolve(), (*seen, path))
+        settings += more
+        problems += wrong
+    lines = dict(_lines(root)) if root is not None else {}
+    settings += [Setting(k, v, f"{shown(path)}:{lines.get(k, 1)}") for k, v in leaves(values)]
+    return settings, problems
+
+
+def shown(path: Path) -> str:
+    """`path` as people write it: relative to the working directory where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def command_line(overrides: Sequence[str], where: str = "command line") -> tuple[list[Setting], list[str]]:
+    """`a.b=c` pairs, each value read as YAML."""
+    settings, problems = [], []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            problems.append(f"{where}: {override!r} is not of the form key=value")
+            continue
+        try:
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            problems.append(f"{where}: {override!r}: {' '.join(str(error).split())}")
+            continue
+        settings += [Setting(k, v, where) for k, v in leaves(value)]
+    return settings, problems
+
+
+def build(settings: Sequence[Setting], source: str) -> Config:
+    """Check every setting against the options, merge them (later wins), check the whole.
+
+    Raises `RecipeError` with all problems at once.
+    """
+    problems: list[str] = []
+    node: DictConfig = OmegaConf.structured(Config)
+    origin: dict[str, str] = {}
+    for setting in settings:
+        if problem := _problem(node, setting):
+            problems.append(f"{setting.where}: {problem}")
+        else:
+            origin[setting.key] = setting.where
+    wrong_keys = {p.split(":")[-2] for p in problems}
+    problems += [f"{source}: {key} is missing: the recipe has to say it" for key in sorted(OmegaConf.missing_keys(node))]
+    if problems and (missing := OmegaConf.missing_keys(node)):
+        for key in missing:  # so that what is there can be checked as well
+            OmegaConf.update(node, key, "-")
+    config: Config = OmegaConf.to_object(node)
+    for key, problem in impossible(config):
+        if key not in wrong_keys:
+            problems.append(f"{origin.get(key, source)}: {key}: {problem}")
+    if problems:
+        raise RecipeError(problems)
+    return config
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Merge, weakest first: the defaults above, files named by `extends`, the file, `a.b=c` overrides."""
+    settings, problems = read(Path(path))
+    more, wrong = command_line(overrides)
+    return checked([*settings, *more], [*problems, *wrong], shown(Path(path)))
+
+
+def checked(settings: Sequence[Setting], problems: Sequence[str], source: str) -> Config:
+    """`build`, with the problems met while reading told in the same breath."""
+    try:
+        config = build(settings, source)
+    except RecipeError as error:
+        raise RecipeError([*problems, *error.problems]) from None
+    if problems:
+        raise RecipeError(problems)
+    return config
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        yield prefix + f.name
+        if is_dataclass(hints[f.name]):
+            yield from _keys(hints[f.name], f"{prefix}{f.name}.")
+
+
+KEYS = list(_keys(Config))
+
+
+def leaves(values: Any) -> list[tuple[str, Any]]:
+    """(dotted key, value) for every option that `values` sets."""
+    return list(_leaves(values, Config))
+
+
+def _leaves(values: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A free-form mapping (rollout.vllm) is set key by key, so that recipes can add to each other's."""
+    hints = get_type_hints(schema) if is_dataclass(schema) else {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        inner = hints.get(name)
+        known_mapping = is_dataclass(inner) or str(inner).startswith("dict") or inner is Any
+        if isinstance(value, dict) and value and (known_mapping or schema is None or name not in hints):
+            yield from _leaves(value, inner if is_dataclass(inner) else None, f"{key}.")
+        else:
+            yield key, value
+
+
+def _lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", key.start_mark.line + 1
+            yield from _lines(value, f"{prefix}{key.value}.")
+
+
+def _problem(node: DictConfig, setting: Setting) -> str | None:
+    """Put `setting` into `node`, or say why it does not fit."""
+    key, value = setting.key, setting.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key}: {value} is not a finite number"
+    known = next((k for k in KEYS if k == key), None) or next(
+        (k for k in KEYS if key.startswith(k + ".") and OmegaConf.select(node, k) is not None and _free(k)), None
+    )
+    if known is None:
+        near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
+        first = key.split(".")[0]
+        near = near or difflib.get_close_matches(first, [f.name for f in fields(Config)], n=1)
+        return f"{key}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
+    if is_dataclass(get_type_hints(Config).get(key)) and not isinstance(value, dict):
+        return f"{key}: expected a mapping of options, not {value!r}"
+    if value == {}:
+        return None
+    try:
+        if key.startswith("model.") and not isinstance(OmegaConf.select(node, "model", throw_on_missing=False), DictConfig):
+            OmegaConf.update(node, "model", {})
+        OmegaConf.update(node, key, value, force_add=_free(known))
+    except (OmegaConfBaseException, ValueError) as error:
+        return f"{key}: {str(error).splitlines()[0]}"
+    return None
+
+
+def _free(key: str) -> bool:
+    """Is this option a mapping whose keys are not ours to check?"""
+    schema: Any = Config
+    for name in key.split("."):
+        schema = get_type_hints(schema)[name]
+    return str(schema).startswith("dict") or schema is Any

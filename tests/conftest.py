@@ -1,0 +1,27 @@
+"""What every test may use: small values, made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlreason.types import Sample
+
+
+def sample(prompt: int, answer: int, reward: float | None = None, logp: float = -1.0, version: int = 0) -> Sample:
+    """A sample of `prompt` + `answer` tokens, each answer token with log-probability `logp`."""
+    length = prompt + answer
+    mask = np.arange(length) >= prompt
+    return Sample(
+        np.arange(length, dtype=np.int32) % 7,
+        mask,
+        np.where(mask, logp, 0).astype(np.float32),
+        "",
+        version,
+        reward=reward,
+    )
+
+
+@pytest.fixture(name="sample")
+def _sample():
+    return sample

@@ -1,0 +1,184 @@
+"""Recipes: how they compose, and that every mistake in them is told before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from rlreason import pipeline
+from rlreason.config import arithmetic
+from rlreason.errors import RecipeError
+from rlreason.recipe import load, read
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Write a recipe that is right but for what the test adds to it."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str = "", name: str = "run.yaml") -> Path:
+        (tmp_path / name).write_text("model: some/model\nout: o\ntasks: {path: tasks.jsonl}\n" + text)
+        return tmp_path / name
+
+    return write
+
+
+def problems(path, *overrides) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load(path, overrides)
+    assert caught.value.code == 2
+    return caught.value.problems
+
+
+def test_later_wins(recipe, tmp_path):
+    (tmp_path / "base.yaml").write_text("loop: {steps: 5, groups: 2}\nrollout: {vllm: {dtype: float32, max_num_seqs: 4}}\n")
+    config = load(recipe("extends: [base.yaml]\nloop: {steps: 7}\n"), ["loop.groups=3", "rollout.vllm.max_num_seqs=8"])
+    assert (config.loop.steps, config.loop.groups, config.loop.samples) == (7, 3, 8)
+    assert config.rollout.vllm == {"dtype": "float32", "max_num_seqs": 8}
+
+
+def test_numbers_as_people_write_them(recipe):
+    assert load(recipe("learner: {lr: 1e-6}\n")).learner.lr == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("lop: {steps: 3}\n", "run.yaml:4: lop.steps: there is no such option; did you mean loop.steps?"),
+        ("algoritm: {loss: clip}\n", "run.yaml:4: algoritm.loss: there is no such option; did you mean algorithm.loss?"),
+        ("loop:\n  groups: 4\n  stpes: 3\n", "run.yaml:6: loop.stpes: there is no such option; did you mean loop.steps?"),
+        ("loop: {steps: many}\n", "run.yaml:4: loop.steps: Value 'many' of type 'str' could not be converted to Integer"),
+        ("loop: 3\n", "run.yaml:4: loop: expected a mapping of options, not 3"),
+        ("learner: {lr: .nan}\n", "run.yaml:4: learner.lr: nan is not a finite number"),
+        ("learner: {lr: .inf}\n", "run.yaml:4: learner.lr: inf is not a finite number"),
+        ("loop: {samples: 0}\n", "run.yaml:4: loop.samples: 0 is below 1"),
+        (
+            "algorithm: {loss: clp}\n",
+            "run.yaml:4: algorithm.loss: 'clp' is not one of nll, clip, cispo, gspo; did you mean clip?",
+        ),
+        ("algorithm: {loss: nll}\n", "run.yaml:4: algorithm.loss: nll with answers: policy"),
+        ("loop: {samples: 1}\n", "run.yaml:4: loop.samples: with one sample per task"),
+        ("learner: {updates: 9}\n", "run.yaml:4: learner.updates: 9 optimizer steps cannot share 8 groups"),
+        ("tasks: {reward: {exakt: 1}}\n", "'exakt' is not one of exact, numeric, format"),
+        ("eval: {tasks: 8, metric: format}\n", "run.yaml:4: eval.metric: 'format' is not among tasks.reward (exact)"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(recipe, text, told):
+    if text.startswith("tasks"):  # the file of the fixture has that key already
+        path = recipe()
+        path.write_text(f"model: m/m\nout: o\n{text[:-2]}, path: x.jsonl}}\n")
+    else:
+        path = recipe(text)
+    found = problems(path)
+    assert len(found) == 1
+    assert told in found[0]
+
+
+def test_all_mistakes_are_told_at_once(recipe):
+    found = problems(recipe("lop: {steps: 3}\nlearner: {lr: fast}\n"), "loop.samples=0", "algoritm.loss=clip", "nonsense")
+    assert [p.split(": ")[1] for p in found] == ["'nonsense' is not of the form key=value", "lop.steps", "learner.lr",
+                                                 "algoritm.loss", "loop.samples"]  # fmt: skip
+    assert found[-1].startswith("command line: ")
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("loop: {steps: 3}\n")
+    found = problems(Path("run.yaml"))
+    assert [p for p in found if "missing" in p] == [
+        "run.yaml: model is missing: the recipe has to say it",
+        "run.yaml: out is missing: the recipe has to say it",
+    ]
+    assert any("tasks.path" in p for p in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1,\n", "is not a recipe"),
+        ("- 1\n", "expected a mapping"),
+        ("model: !!python/object/apply:os.system [true]\n", "is not a recipe"),
+        ("extends: [run.yaml]\n", "extends itself"),
+        ("extends: [nowhere.yaml]\n", "nowhere.yaml: cannot be read: No such file or directory"),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path, monkeypatch, text, told):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(text)
+    assert any(told in p for p in problems(Path("run.yaml")))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_recipe_parses_and_opens_with_one_line_about_it(path):
+    assert path.read_text().startswith("# ")
+    assert path.read_text().count("\n") <= 40, "a recipe fits on a screen"
+    if pipeline.is_pipeline(path):
+        assert pipeline.load(path).stages
+        return
+    said = {setting.key for setting in read(path.resolve())[0]}
+    left_open = [] if said & {"tasks.path", "tasks.generate"} else ["tasks.path=x.jsonl"]
+    load(path, [f"{key}=my/own" for key in ("model", "out") if key not in said] + left_open)
+
+
+def test_the_arithmetic_of_a_step(recipe):
+    rows = dict(
+        arithmetic(load(recipe("loop: {groups: 4, samples: 6, max_lag: 2, steps: 10}\nlearner: {workers: 2, updates: 2}\n")))
+    )
+    assert rows["samples a step"] == "4 × 6 = 24"
+    assert rows["samples a learner"] == "24 / 2 = 12"
+    assert rows["optimizer steps"] == "10 steps × 2 = 20"
+    assert rows["answer tokens a step"] == "at most 24 × 256 = 6144"
+    assert rows["groups in flight"] == "4 × (max_lag 2 + 1) = 12"
+
+
+# ---- pipelines ----
+
+
+@pytest.fixture
+def pipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("stage.yaml").write_text("tasks: {path: t.jsonl}\nloop: {steps: 5}\n")
+
+    def write(stages: str, base: str = "base: some/model\n") -> Path:
+        Path("pipe.yaml").write_text(f"{base}out: runs/p\nseed: 3\nstages:\n{stages}")
+        return Path("pipe.yaml")
+
+    return write
+
+
+def test_a_stage_is_its_recipe_then_the_pipeline_then_its_own_then_the_command_line(pipe):
+    stages = pipeline.load(
+        pipe("  a: {recipe: stage.yaml, set: [model=$base, loop.groups=2]}\n"
+             "  b: {recipe: stage.yaml, set: [model=$a, eval.path=$a/held.jsonl]}\n"),
+        ["b.loop.steps=9", "loop.samples=3"],
+    ).stages  # fmt: skip
+    a, b = stages["a"], stages["b"]
+    assert (a.model, a.out, a.seed, a.loop.steps, a.loop.groups, a.loop.samples) == ("some/model", "runs/p/a", 3, 5, 2, 3)
+    assert (b.model, b.eval.path, b.loop.steps) == ("runs/p/a/weights/last", "runs/p/a/held.jsonl", 9)
+
+
+def test_base_may_be_a_config(pipe):
+    stages = pipeline.load(
+        pipe("  a: {recipe: stage.yaml, set: [model=$base]}\n", "base: {from_config: {model_type: qwen2}}\n")
+    ).stages
+    assert stages["a"].model == {"from_config": {"model_type": "qwen2"}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "override", "told"),
+    [
+        ("  a: {recipe: stage.yaml, set: [model=$b]}\n", "", "$b is no earlier stage; there is $base"),
+        ("  a: {recipe: stage.yaml, set: [modle=x]}\n", "", "modle: there is no such option; did you mean model?"),
+        ("  a: {recip: stage.yaml}\n", "", "stages.a: expected recipe: FILE"),
+        ("  a: {recipe: none.yaml, set: [model=$base]}\n", "", "none.yaml: cannot be read"),
+        ("  a: {recipe: stage.yaml, set: [model=$base]}\n", "algoritm.loss=clip", "did you mean algorithm.loss?"),
+        ("  a: {recipe: stage.yaml, set: [model=$base]}\n", "a.loop.stpes=2", "did you mean loop.steps?"),
+        ("  a: {recipe: stage.yaml, set: [model=$base]}\n", "model=x", "the one it all begins with is base="),
+    ],
+)
+def test_a_pipeline_with_a_mistake_is_refused(pipe, stages, override, told):
+    with pytest.raises(RecipeError) as caught:
+        pipeline.load(pipe(stages), [override] if override else [])
+    assert any(told in p for p in caught.value.problems)

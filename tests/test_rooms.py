@@ -1,0 +1,46 @@
+"""Each room may be read alone: what it may import is part of the design."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"ray", "vllm", "deepspeed", "torch", "transformers", "wandb", "datasets"}
+MAY = {
+    "cluster": {"ray"},
+    "rollout": {"vllm"},
+    "learner": {"deepspeed", "torch", "transformers"},
+    "weights": {"torch", "vllm"},  # both ends of vLLM's transfer API
+    "algorithms": {"torch"},  # for type checkers only
+    "metrics": {"wandb"},
+    "stages": {"transformers"},  # the tokenizer of recorded answers
+    "tasks": {"datasets"},
+}
+PACKAGE = Path(__file__).parent.parent / "rlreason"
+ROOMS = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports(room):
+    nodes = [n for n in ast.walk(ast.parse(room.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    assert {n.split(".")[0] for n in names} & HEAVY <= MAY.get(room.stem, set())
+
+
+def test_describing_a_run_needs_no_engine():
+    code = (
+        "import sys, rlreason.cli, rlreason.config, rlreason.loop, rlreason.stages, rlreason.pipeline, rlreason.report;"
+        "print(*sys.modules)"
+    )
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_says_what_it_is_for_and_stays_small(room):
+    text = room.read_text()
+    assert ast.get_docstring(ast.parse(text))
+    assert text.count("\n") <= 350, "a file of this length usually has two subjects"
