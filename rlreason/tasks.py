@@ -41,25 +41,24 @@ def sort(number: int, digits: int = 8, noise: float = 0.0) -> Task:
 def add(number: int, digits: int = 2, noise: float = 0.0) -> Task:
     """Add two numbers, thinking aloud from the last digit on:
 
-        47+85= -> <think>7+5+0=12 4+8+1=13 </think><answer>132</answer>
+        47+85= -> <think>7+5=12 4+8+1=13 </think><answer>132</answer>
 
-    A share `noise` of the demonstrations goes wrong in one column, and carries the fault to its answer.
+    A share `noise` of the demonstrations thinks right and then answers carelessly: the last digit is off by one.
     """
     rng = random.Random(number)
     low, high = 10 ** (digits - 1), 10**digits - 1
     a, b = rng.randint(low, high), rng.randint(low, high)
-    slip = rng.randrange(digits) if rng.random() < noise else -1
-    thought, result, carry = "", 0, 0
+    thought, carry = "", 0
     for column in range(digits):
         x, y = a // 10**column % 10, b // 10**column % 10
         total = x + y + carry
-        if column == slip:
-            total = (total + rng.choice([-1, 1])) % 20
-        thought += f"{x}+{y}+{carry}={total} "
+        thought += f"{x}+{y}{'+1' if carry else ''}={total} "
         carry = total // 10
-        result += total % 10 * 10**column
-    result += carry * 10**digits
-    return Task(f"add-{number}", f"{a}+{b}=", str(a + b), f"<think>{thought}</think><answer>{result}</answer>")
+    shown = list(str(a + b))
+    if rng.random() < noise:
+        shown[-1] = str((int(shown[-1]) + rng.choice([1, 9])) % 10)
+    response = f"<think>{thought}</think><answer>{''.join(shown)}</answer>"
+    return Task(f"add-{number}", f"{a}+{b}=", str(a + b), response)
 
 
 GENERATORS: dict[str, Callable[..., Task]] = {f.__name__: f for f in (sort, add)}

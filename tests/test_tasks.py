@@ -39,11 +39,13 @@ def test_generated_demonstrations_are_wrong_as_often_as_asked(name):
     assert GENERATORS[name](7, noise=0.6) == GENERATORS[name](7, noise=0.6)
 
 
-def test_a_slip_is_carried_to_the_answer():
-    task = next(t for t in (GENERATORS["add"](i, noise=1.0) for i in range(9)) if t.prompt)
-    thought, _, answer = task.response.partition("</think>")
-    digits = [c.split("=")[1] for c in thought.removeprefix("<think>").split()]
-    assert answer == f"<answer>{int(digits[1]) * 10 + int(digits[0]) % 10}</answer>"
+def test_a_careless_demonstration_still_thinks_right():
+    for i in range(50):
+        task = GENERATORS["add"](i, noise=1.0)
+        thought, _, answer = task.response.partition("</think>")
+        low, high = (int(column.split("=")[1]) for column in thought.removeprefix("<think>").split())
+        assert high * 10 + low % 10 == int(task.answer)
+        assert answer != f"<answer>{task.answer}</answer>"
 
 
 @pytest.mark.parametrize("name", GENERATORS)

@@ -1,0 +1,105 @@
+"""One engine in a process of its own, fed with a Hugging Face model's weights: do both agree, and does it notice if not?"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import FAMILIES
+
+pytestmark = pytest.mark.e2e
+
+SCRIPT = """
+import asyncio, json, os, sys
+from rlreason.cluster import ON_CPU, QUIET
+os.environ.update(QUIET | ON_CPU | {"OMP_NUM_THREADS": "1"})
+import torch
+from transformers import AutoModelForCausalLM
+from rlreason.config import Config, RolloutConfig, TasksConfig
+from rlreason.learner import token_logprobs
+from rlreason.rollout import Rollout, WeightsDiffer
+from rlreason.types import Task
+from rlreason.weights import Publisher
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+config = Config(model=sys.argv[1], out="", tasks=TasksConfig(max_prompt=32, reward={"exact": 1.0}), rollout=RolloutConfig(max_tokens=32))
+rollout, publisher = Rollout(config, sys.argv[1], "cpu"), Publisher("shm")
+
+@torch.no_grad()
+def logprobs(tokens):
+    return token_logprobs(model(input_ids=torch.tensor([tokens])).logits, torch.tensor([tokens]))[0]
+
+def handle():
+    canary = list(range(3, 19))
+    return publisher.publish(model.named_parameters()) | {
+        "canary": {"tokens": canary, "logprobs": logprobs(canary).tolist(), "tolerance": 1e-3}}
+
+async def main():
+    told = {}
+    try:
+        await rollout.sample(Task("0", "x"), 1)
+    except RuntimeError as error:
+        told["before"] = str(error)
+    gaps = []
+    for version in range(3):
+        with torch.no_grad():
+            for p in model.parameters():  # as if it had learned: every tensor changes
+                p += 0.05 * torch.randn_like(p)
+        await rollout.load(handle(), version)
+        groups = await asyncio.gather(*(rollout.sample(Task(str(i), "abc" * i + ":", "1"), 4, (version, i, 5)) for i in range(5)))
+        for s in (s for g in groups for s in g.samples):
+            gaps.append((logprobs(s.tokens.tolist()) - torch.from_numpy(s.logprobs))[torch.from_numpy(s.mask)].abs().max().item())
+            assert s.version == version and s.truncated == (s.tokens[-1] != 0), s
+            assert rollout.tokenizer.decode(s.tokens[s.mask], skip_special_tokens=True) == s.text
+    told["gap"] = max(gaps)
+    told["answers"] = len(gaps)
+    again = await asyncio.gather(*(rollout.sample(Task(str(i), "abc" * i + ":", "1"), 4, (99, i, 5)) for i in range(5)))
+    told["repeats"] = all((a.logprobs == b.logprobs).all() and a.text == b.text
+                          for g, h in zip(groups, again) for a, b in zip(g.samples, h.samples))
+    told["too long"] = len((await rollout.sample(Task("long", "x" * 33, "1"), 4)).samples)
+
+    # Weights swapped under requests in flight: they go on, and keep the version under which they began.
+    asking = [asyncio.ensure_future(rollout.sample(Task(f"f{i}", "abc", "1"), 8)) for i in range(4)]
+    await asyncio.sleep(0.02)
+    told["in flight"] = sum(not a.done() for a in asking)
+    await rollout.load(handle(), 3)
+    told["began under"] = sorted({s.version for g in await asyncio.gather(*asking) for s in g.samples})
+
+    broken = handle()
+    with torch.no_grad():
+        model.model.embed_tokens.weight += 0.1  # what the engine will read is not what the canary was computed with
+    publisher.publish(model.named_parameters())
+    try:
+        await rollout.load(broken, 4)
+    except WeightsDiffer as error:
+        told["differ"] = str(error)
+
+    model.save_pretrained(sys.argv[2])
+    await rollout.load({"kind": "file", "path": sys.argv[2], "canary": handle()["canary"]}, 5)
+    told["file"] = rollout.version
+    await rollout.close()
+    print(json.dumps(told))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_engine_answers_with_the_weights_it_was_given(models, family, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(models(family)), str(tmp_path / "saved")],
+        capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["before"] == "this engine was asked before it had weights"
+    assert told["gap"] < 1e-5
+    assert told["answers"] == 60
+    assert told["repeats"], "the same wave under the same weights has to give the same bits"
+    assert told["too long"] == 0
+    assert told["in flight"] > 0
+    assert told["began under"] == [2]
+    assert "arrived by shm" in told["differ"]
+    assert "load_weights did not take every tensor" in told["differ"]
+    assert told["file"] == 5
