@@ -64,9 +64,7 @@ def bare(out: str) -> None:
             mine = [next(tasks) for _ in range(config.loop.groups)]
             n = len(mine)
             began = time.perf_counter()
-            groups = await asyncio.gather(
-                *(engine.sample(t, config.loop.samples, (step, i, n)) for i, t in enumerate(mine))
-            )
+            groups = await asyncio.gather(*(engine.sample(t, config.loop.samples, (step, i, n)) for i, t in enumerate(mine)))
             generated = time.perf_counter()
             learn([s for g in groups for s in g.samples])
             learned = time.perf_counter()

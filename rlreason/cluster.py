@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Worker:
         return await self._told(self.actor.call.remote(method, *args))
 
     async def address(self) -> tuple[str, int]:
-        return await self._told(self.actor.address.remote())  # type: ignore[no-any-return]
+        return await self._told(self.actor.address.remote())
 
     async def _told(self, reply: Awaitable[Any]) -> Any:
         try:
@@ -116,7 +117,7 @@ class Learners:
         return metrics[0]
 
     async def publish(self) -> dict[str, Any]:
-        return (await self._all("publish"))[0]  # type: ignore[no-any-return]
+        return (await self._all("publish"))[0]
 
     async def save(self, cursor: int) -> None:
         """Commit a checkpoint, and write the weights as a Hugging Face directory beside it."""
@@ -163,7 +164,7 @@ class Rollouts:
         for worker, wave in zip(self.workers, self.wave, strict=True):
             for i, (task, n, answer) in enumerate(wave):
                 asking = asyncio.ensure_future(worker.call("sample", task, n, (number, i, len(wave))))
-                asking.add_done_callback(lambda done, answer=answer: _hand_over(done, answer))
+                asking.add_done_callback(partial(_hand_over, answer))
             wave.clear()
 
     async def load(self, weights: dict[str, Any], version: int) -> None:
@@ -177,7 +178,7 @@ class Rollouts:
         await asyncio.gather(*(w.call("close") for w in self.workers))
 
 
-def _hand_over(done: asyncio.Future[Group], answer: asyncio.Future[Group]) -> None:
+def _hand_over(answer: asyncio.Future[Group], done: asyncio.Future[Group]) -> None:
     if answer.cancelled():
         done.exception()  # seen, and of no interest any more
     elif error := done.exception():

@@ -72,8 +72,9 @@ class Learner:
         if config.learner.gradient_checkpointing:
             policy.gradient_checkpointing_enable()
         policy.train()
-        decayed = {"weight_decay": config.learner.weight_decay}
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learner.lr, betas=(0.9, 0.95), **decayed)
+        optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=config.learner.lr, betas=(0.9, 0.95), weight_decay=config.learner.weight_decay
+        )
         self.engine, *_ = deepspeed.initialize(
             model=policy,
             optimizer=optimizer,
@@ -146,7 +147,7 @@ class Learner:
         if self.config.algorithm.answers == "recorded":
             return [1.0] * len(group)  # nll does not look at it
         rewards = np.array([s.reward for s in group], np.float64)
-        return ADVANTAGES[self.config.algorithm.advantage](rewards).tolist()  # type: ignore[no-any-return]
+        return ADVANTAGES[self.config.algorithm.advantage](rewards).tolist()
 
     def _batch(self, samples: list[Sample], advantages: list[float], weights: list[float]) -> Batch:
         if not samples:  # a rank that has run out still takes part: under ZeRO-3 a forward pass is a collective
@@ -200,7 +201,7 @@ class Learner:
         return dict(state)
 
     def _gathered(self) -> AbstractContextManager[Any]:
-        return deepspeed.zero.GatheredParameters([*self.engine.module.parameters()], enabled=self.stage == 3)  # type: ignore[no-any-return]
+        return deepspeed.zero.GatheredParameters([*self.engine.module.parameters()], enabled=self.stage == 3)
 
     @torch.no_grad()
     def _canary(self) -> dict[str, Any]:

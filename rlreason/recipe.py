@@ -92,7 +92,8 @@ def build(settings: Sequence[Setting], source: str) -> Config:
     if problems and (missing := OmegaConf.missing_keys(node)):
         for key in missing:  # so that what is there can be checked as well
             OmegaConf.update(node, key, "-")
-    config: Config = OmegaConf.to_object(node)
+    config = OmegaConf.to_object(node)
+    assert isinstance(config, Config)
     for key, problem in impossible(config):
         if key not in wrong_keys:
             problems.append(f"{origin.get(key, source)}: {key}: {problem}")

@@ -96,7 +96,7 @@ class Publisher:
         self.held = [t.contiguous() for t in tensors]
         uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         torch.cuda.synchronize()  # the engine reads from another process, which this stream does not order
-        return {"ipc_handles": [{uuid: reduce_tensor(t)[1]} for t in self.held]}
+        return {"ipc_handles": [{uuid: reduce_tensor(t)[1]} for t in self.held]}  # type: ignore[no-untyped-call]
 
     def _nccl(self, tensors: list[Tensor]) -> Handle:
         def send() -> None:

@@ -150,10 +150,9 @@ def test_a_failing_rollout_is_not_swallowed_and_nothing_stays_pending(sample):
             return await super().sample(task, n)
 
     async def main():
+        both, tasks = Broken(sample), (Task(str(i), "", "") for i in range(99))
         with pytest.raises(RuntimeError, match="engine died"):
-            both = Broken(sample)
-            await train(LoopConfig(steps=9, groups=2, max_lag=3), (Task(str(i), "", "") for i in range(99)), both, both,
-                        keep=lambda g: True)  # fmt: skip
+            await train(LoopConfig(steps=9, groups=2, max_lag=3), tasks, both, both)
         assert len(asyncio.all_tasks()) == 1
 
     Jumping().run_until_complete(main())

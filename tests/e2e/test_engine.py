@@ -23,12 +23,15 @@ from rlreason.types import Task
 from rlreason.weights import Publisher
 
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
-config = Config(model=sys.argv[1], out="", tasks=TasksConfig(max_prompt=32, reward={"exact": 1.0}), rollout=RolloutConfig(max_tokens=32))
+config = Config(model=sys.argv[1], out="", tasks=TasksConfig(max_prompt=32), rollout=RolloutConfig(max_tokens=32))
 rollout, publisher = Rollout(config, sys.argv[1], "cpu"), Publisher("shm")
 
 @torch.no_grad()
 def logprobs(tokens):
     return token_logprobs(model(input_ids=torch.tensor([tokens])).logits, torch.tensor([tokens]))[0]
+
+def five(wave):
+    return asyncio.gather(*(rollout.sample(Task(str(i), "abc" * i + ":", "1"), 4, (wave, i, 5)) for i in range(5)))
 
 def handle():
     canary = list(range(3, 19))
@@ -47,14 +50,15 @@ async def main():
             for p in model.parameters():  # as if it had learned: every tensor changes
                 p += 0.05 * torch.randn_like(p)
         await rollout.load(handle(), version)
-        groups = await asyncio.gather(*(rollout.sample(Task(str(i), "abc" * i + ":", "1"), 4, (version, i, 5)) for i in range(5)))
+        groups = await five(version)
         for s in (s for g in groups for s in g.samples):
-            gaps.append((logprobs(s.tokens.tolist()) - torch.from_numpy(s.logprobs))[torch.from_numpy(s.mask)].abs().max().item())
+            gap = (logprobs(s.tokens.tolist()) - torch.from_numpy(s.logprobs))[torch.from_numpy(s.mask)]
+            gaps.append(gap.abs().max().item())
             assert s.version == version and s.truncated == (s.tokens[-1] != 0), s
             assert rollout.tokenizer.decode(s.tokens[s.mask], skip_special_tokens=True) == s.text
     told["gap"] = max(gaps)
     told["answers"] = len(gaps)
-    again = await asyncio.gather(*(rollout.sample(Task(str(i), "abc" * i + ":", "1"), 4, (99, i, 5)) for i in range(5)))
+    again = await five(99)
     told["repeats"] = all((a.logprobs == b.logprobs).all() and a.text == b.text
                           for g, h in zip(groups, again) for a, b in zip(g.samples, h.samples))
     told["too long"] = len((await rollout.sample(Task("long", "x" * 33, "1"), 4)).samples)

@@ -1,0 +1,31 @@
+# The commands of the README. Each makes .venv from the lock files first, if it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := rlreason tests benchmarks
+
+.PHONY: env quickstart test check bench lock
+env: $(READY)
+
+$(READY): requirements/cpu.lock requirements/dev.lock requirements/install.sh pyproject.toml
+	PYTHON=$(PYTHON) requirements/install.sh $(VENV)
+	touch $@
+
+quickstart: env  # a small model learns to reason: accuracy before and after, and a report
+	$(BIN)/rlreason train recipes/quickstart.yaml --fresh
+
+test: env  # every test
+	$(BIN)/pytest
+
+check: env  # format, lint, types and the tests that start no engine
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not e2e"
+
+bench: env  # a step beside the same work without a framework
+	$(BIN)/python benchmarks/step.py
+
+lock:  # pin anew what pyproject.toml asks for
+	requirements/lock.sh
