@@ -1,0 +1,42 @@
+"""Scores and their intervals."""
+
+import asyncio
+
+import pytest
+
+from rlreason.errors import RolloutError
+from rlreason.evaluate import evaluate, wilson
+from rlreason.types import Group, Task
+
+
+@pytest.mark.parametrize(
+    ("mean", "n", "low", "high"),  # Wilson's interval, from its formula with a pocket calculator
+    [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (1.0, 10, 0.7225, 1.0), (0.9, 256, 0.8572, 0.9309)],
+)
+def test_wilson(mean, n, low, high):
+    score = wilson(mean, n)
+    assert (score.low, score.high) == pytest.approx((low, high), abs=2e-4)
+
+
+class Fixed:
+    """Answers task "3" with three samples of which the given are right."""
+
+    def __init__(self, sample, parts):
+        self.make, self.parts = sample, parts
+
+    async def sample(self, task, n):
+        samples = [self.make(1, 1, 0.0) for _ in range(n)]
+        for s, part in zip(samples, self.parts[task.id], strict=True):
+            s.parts = {"exact": part}
+        return Group(task, samples)
+
+
+def test_tasks_count_the_same_and_the_unjudged_do_not_count(sample):
+    rollout = Fixed(sample, {"a": [1.0, 0.0], "b": [1.0, None], "c": [None, None]})
+    score, groups = asyncio.run(evaluate(rollout, [Task(i, "") for i in "abc"], 2, "exact"))
+    assert (score.mean, score.n, len(groups)) == (0.75, 2, 3)
+
+
+def test_nothing_judged_is_an_error(sample):
+    with pytest.raises(RolloutError, match="could be judged"):
+        asyncio.run(evaluate(Fixed(sample, {"a": [None]}), [Task("a", "")], 1, "exact"))

@@ -1,0 +1,42 @@
+"""Weights through memory and through a file: what arrives is what was sent."""
+
+import os
+
+import pytest
+import torch
+
+from rlreason.weights import Publisher, read
+
+
+def tensors(seed: int) -> list[tuple[str, torch.Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    return [
+        ("embed", torch.randn(7, 3, generator=g)),
+        ("norm", torch.randn(3, generator=g).bfloat16()),
+        ("head", torch.randn(3, 8, generator=g).T),  # not contiguous
+        ("scalar", torch.randn((), generator=g)),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["shm", "file"])
+def test_what_arrives_is_what_was_sent_the_second_time_too(kind, tmp_path):
+    publisher = Publisher(kind, tmp_path)
+    for seed in (0, 1):
+        handle = publisher.publish(tensors(seed))
+        arrived = {name: t.clone() for name, t in read(handle)}
+        assert arrived.keys() == {"embed", "norm", "head", "scalar"}
+        for name, sent in tensors(seed):
+            assert arrived[name].dtype == sent.dtype
+            assert torch.equal(arrived[name], sent)
+
+
+def test_shared_memory_has_no_name_to_leave_behind():
+    before = set(os.listdir("/dev/shm"))
+    publisher = Publisher("shm")
+    publisher.publish(tensors(0))
+    assert set(os.listdir("/dev/shm")) - before == set()
+
+
+def test_a_directory_without_weights_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no"):
+        list(read({"kind": "file", "path": str(tmp_path)}))
