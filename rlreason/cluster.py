@@ -107,8 +107,9 @@ class Worker:
 class Learners:
     """Every learner process, spoken to as one."""
 
-    def __init__(self, config: Config, workers: list[Worker]):
-        self.config, self.workers, self.version = config, workers, 0
+    def __init__(self, config: Config, workers: list[Worker], read: bool = True):
+        """`read`: are there engines that read what is published?"""
+        self.config, self.workers, self.read, self.version = config, workers, read, 0
 
     async def step(self, groups: list[Group]) -> Metrics:
         shared = ray.put(groups)
@@ -117,7 +118,7 @@ class Learners:
         return metrics[0]
 
     async def publish(self) -> dict[str, Any]:
-        return (await self._all("publish"))[0]
+        return (await self._all("publish"))[0] if self.read else {}
 
     async def save(self, cursor: int) -> None:
         """Commit a checkpoint, and write the weights as a Hugging Face directory beside it."""
@@ -282,7 +283,7 @@ async def start(
         if place_.transport == "nccl" and ranks and engines:
             await _meet(ranks[0], engines, width)
         group = Rollouts(engines)
-        body = (TakingTurns if place_.share else Learners)(config, ranks)
+        body = (TakingTurns if place_.share else Learners)(config, ranks, bool(engines))
         if isinstance(body, TakingTurns):
             body.rollouts = group
         yield body, group

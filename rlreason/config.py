@@ -20,7 +20,7 @@ class TasksConfig:
     generate: str = ""  # instead of a path: the name of a generator in rlreason.tasks, or my_package.my_generator
     options: dict[str, Any] = field(default_factory=dict)  # handed to the generator as they are
     fields: dict[str, str] = field(default_factory=dict)  # our name -> the file's: {prompt: question}
-    reward: dict[str, float] = field(default_factory=lambda: {"exact": 1.0})  # function name -> weight
+    reward: dict[str, float] = field(default_factory=dict)  # function -> weight, 0 only logs it; none: {exact: 1}
     template: str = ""  # put around every plain-text prompt, with {prompt} where it goes
     max_prompt: int = 512  # tokens; a longer prompt is left out and counted
 
@@ -99,7 +99,8 @@ class Config:
 
     @property
     def metric(self) -> str:
-        return self.eval.metric or next(iter(self.tasks.reward), "")
+        """The reward that is the accuracy."""
+        return self.eval.metric or next(iter(self.tasks.reward))
 
 
 CHOICES: dict[str, Sequence[str]] = {
@@ -158,13 +159,11 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
     tasks, loop, algorithm = config.tasks, config.loop, config.algorithm
     if bool(tasks.path) == bool(tasks.generate):
         yield "tasks.path", "say where the tasks come from: either tasks.path or tasks.generate"
-    if not tasks.reward and algorithm.answers == "policy":
-        yield "tasks.reward", "is empty: without a reward there is nothing to learn from"
     for name in tasks.reward:
         if problem := find_reward(name)[1]:
             yield "tasks.reward", problem
-    if config.eval.tasks and config.metric not in tasks.reward:
-        yield "eval.metric", f"{config.metric!r} is not among tasks.reward ({', '.join(tasks.reward)})"
+    if config.eval.metric and config.eval.metric not in tasks.reward:
+        yield "eval.metric", f"{config.eval.metric!r} is not among tasks.reward ({', '.join(tasks.reward)})"
     if tasks.template and "{prompt}" not in tasks.template:
         yield "tasks.template", "has no {prompt} in it"
     recorded = algorithm.answers == "recorded"

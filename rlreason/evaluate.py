@@ -41,10 +41,17 @@ def wilson(mean: float, n: int, z: float = 1.96) -> Score:
 
 
 async def evaluate(rollout: Rollout, tasks: Sequence[Task], samples: int, metric: str) -> tuple[Score, list[Group]]:
-    """Mean of the reward `metric` over sampled answers; a task of which no answer can be judged does not count."""
+    """Mean of the reward `metric` over sampled answers; of a task with rewards of its own, of the first of those.
+
+    A task of which no answer can be judged does not count.
+    """
     groups = list(await asyncio.gather(*(rollout.sample(task, samples) for task in tasks)))
-    judged = [[s.parts[metric] for s in g.samples if s.parts.get(metric) is not None] for g in groups]
-    means = [fmean(v for v in values if v is not None) for values in judged if values]
+    means = []
+    for group in groups:
+        name = metric if metric in (group.task.reward or {metric}) else next(iter(group.task.reward or ()))
+        values = [value for s in group.samples if (value := s.parts.get(name)) is not None]
+        if values:
+            means.append(fmean(values))
     if not means:
         raise RolloutError(f"none of the {len(tasks)} held-out tasks could be judged by {metric}")
     return wilson(fmean(means), len(means)), groups

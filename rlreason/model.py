@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rlreason.errors import RecipeError
+from rlreason.types import Task
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -30,6 +32,17 @@ def directory(model: Any, out: Path) -> str:
     config |= {"tie_word_embeddings": True} | model["from_config"]
     (target / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=1))
     return str(target)
+
+
+def check_chat(path: str, tasks: Iterable[Task]) -> None:
+    """Refuse chat messages where the model, if it is a directory here, has no chat template."""
+    folder = Path(path)
+    if not folder.is_dir() or not any(isinstance(task.prompt, list) for task in tasks):
+        return
+    settings = folder / "tokenizer_config.json"
+    inside = settings.is_file() and json.loads(settings.read_text()).get("chat_template")
+    if not inside and not any(folder.glob("chat_template*")):
+        raise RecipeError([f"model: the tasks are chat messages, but the tokenizer in {path} has no chat template"])
 
 
 def is_made(model: Any) -> bool:

@@ -94,6 +94,7 @@ def build(settings: Sequence[Setting], source: str) -> Config:
             OmegaConf.update(node, key, "-")
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
+    config.tasks.reward = config.tasks.reward or {"exact": 1.0}  # not a default above: mappings merge, and it would stay
     for key, problem in impossible(config):
         if key not in wrong_keys:
             problems.append(f"{origin.get(key, source)}: {key}: {problem}")

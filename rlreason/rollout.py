@@ -37,10 +37,11 @@ class Rollout:
         register()
         self.config, self.version, self.share = config, -1, share
         gpu = device == "cuda"
+        wanted = config.tasks.max_prompt + config.rollout.max_tokens
         defaults: dict[str, Any] = {
             "dtype": "bfloat16" if gpu else "float32",
             "enforce_eager": not gpu,
-            "max_model_len": config.tasks.max_prompt + config.rollout.max_tokens,
+            "max_model_len": min(wanted, EngineArgs(model=model).create_model_config().max_model_len),
             "enable_sleep_mode": share,
         }
         if share:
@@ -56,6 +57,11 @@ class Rollout:
         )
         self.engine = LLMEngine.from_engine_args(args)
         self.tokenizer = self.engine.get_tokenizer()
+        room = self.engine.model_config.max_model_len - config.rollout.max_tokens
+        if room < 1:
+            raise ValueError(f"rollout.max_tokens: {config.rollout.max_tokens} leaves no room for a prompt: the model takes "
+                             f"{self.engine.model_config.max_model_len} tokens in all")  # fmt: skip
+        self.longest = min(config.tasks.max_prompt, room)  # tokens of a prompt
         self.numbers = itertools.count()
         self.waves: dict[int, dict[int, tuple[Any, ...] | None]] = {}
         self.answers: dict[str, asyncio.Future[Any]] = {}
@@ -73,7 +79,7 @@ class Rollout:
             raise RuntimeError("this engine was asked before it had weights")
         version, rollout = self.version, self.config.rollout
         prompt = encode(self.tokenizer, task.prompt)
-        if len(prompt) > self.config.tasks.max_prompt:
+        if len(prompt) > self.longest:
             self._admit(None, wave)
             return Group(task, [])
         params = SamplingParams(
@@ -105,15 +111,15 @@ class Rollout:
         started = time.perf_counter()
         if self.share:
             self.engine.wake_up(tags=["weights"])
-        canary = weights.pop("canary", None)
+        handle = {key: value for key, value in weights.items() if key != "canary"}
         self.engine.collective_rpc("start_weight_update")
-        self.engine.collective_rpc("update_weights", args=({"handle": weights},))
+        self.engine.collective_rpc("update_weights", args=({"handle": handle},))
         self.engine.collective_rpc("finish_weight_update")
         if self.share:
             self.engine.wake_up(tags=["kv_cache"])
         self.version = version
         seconds = time.perf_counter() - started
-        if canary:
+        if canary := weights.get("canary"):
             self._compare(canary, await self.score(canary["tokens"]), weights["kind"])
         return seconds
 

@@ -59,6 +59,7 @@ async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary
 
     out, recorded = Path(config.out), config.algorithm.answers == "recorded"
     path, made = model.directory(config.model, out), model.is_made(config.model)
+    model.check_chat(path, tasks.rows + tasks.held_out)
     found = checkpoint.newest(out / "checkpoints")
     engines = config.rollout.workers if not recorded or config.eval.tasks else 0
     begin = time.time()

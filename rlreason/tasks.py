@@ -224,6 +224,8 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a prompt: chat messages through the tokenizer's template, plain text as it is."""
     if isinstance(prompt, str):
         ids: list[int] = tokenizer(prompt, add_special_tokens=True).input_ids
+        if not ids:
+            raise ValueError(f"the tokenizer knows no character of the prompt {prompt[:80]!r}")
         return ids
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tasks are chat messages, but the model's tokenizer has no chat template")

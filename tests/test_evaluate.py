@@ -37,6 +37,11 @@ def test_tasks_count_the_same_and_the_unjudged_do_not_count(sample):
     assert (score.mean, score.n, len(groups)) == (0.75, 2, 3)
 
 
+def test_a_task_with_rewards_of_its_own_is_scored_by_the_first_of_them(sample):
+    score, _ = asyncio.run(evaluate(Fixed(sample, {"a": [1.0]}), [Task("a", "", reward={"exact": 1.0})], 1, "numeric"))
+    assert score.mean == 1
+
+
 def test_nothing_judged_is_an_error(sample):
     with pytest.raises(RolloutError, match="could be judged"):
         asyncio.run(evaluate(Fixed(sample, {"a": [None]}), [Task("a", "")], 1, "exact"))
