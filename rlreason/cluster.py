@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import itertools
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -243,6 +244,7 @@ async def start(
     """Start learners and engines side by side, hand them out, and end every process afterwards."""
     out = str(Path(config.out).absolute())
     address = os.environ.get("RAY_ADDRESS", "local")  # without one, a Ray of our own, whoever else runs one here
+    logging.getLogger("ray").setLevel(logging.WARNING)
     ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         place_ = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
