@@ -181,7 +181,9 @@ class Rollouts:
 
 
 def _hand_over(answer: asyncio.Future[Group], done: asyncio.Future[Group]) -> None:
-    if answer.cancelled():
+    if done.cancelled():
+        answer.cancel()
+    elif answer.cancelled():
         done.exception()  # seen, and of no interest any more
     elif error := done.exception():
         answer.set_exception(error)

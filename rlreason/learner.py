@@ -60,6 +60,9 @@ class Learner:
         self.device = torch.device(device)
         self.publisher = Publisher(transport, Path(config.out).absolute() / "weights" / "live")
         torch.manual_seed(config.seed)
+        # Else the first start on a machine compiles a kernel for sums in shared memory: it wants a compiler and 40 s,
+        # and leaves named files in /dev/shm when a rank is killed. gloo sums as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.gpu else "gloo", verbose=False)
         dtype = torch.bfloat16 if self.gpu else torch.float32
         # The kernel that needs no attention mask: samples are padded on the right, and attention is causal.

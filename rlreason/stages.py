@@ -7,8 +7,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,10 @@ async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary
     found = checkpoint.newest(out / "checkpoints")
     engines = config.rollout.workers if not recorded or config.eval.tasks else 0
     begin = time.time()
-    with Display(name, config.loop.steps) as display, stopping() as stop:
+    with Display(name, config.loop.steps) as display:
         display.say(f"starting {config.learner.workers} learners and {engines} engines …")
-        async with cluster.start(config, path, made, config.learner.workers, engines) as (learners, rollouts):
+        starting = cluster.start(config, path, made, config.learner.workers, engines)
+        async with starting as (learners, rollouts), stopping() as stop:  # in this order: Ray takes the signals
             cursor = await learners.restore(found[0]) if found else 0
             journal = Journal(config, learners.version)
             journal.event("start", step=learners.version, resumed=bool(found))
@@ -161,8 +162,8 @@ def _remembered(path: Path) -> Score | None:
     return Score(**json.loads(path.read_text())) if path.exists() else None
 
 
-@contextmanager
-def stopping() -> Iterator[Any]:
+@asynccontextmanager
+async def stopping() -> AsyncIterator[Any]:
     """SIGTERM, SIGUSR1 (Slurm's warning) and a first Ctrl-C end the run after its step; a second Ctrl-C at once."""
     asked: list[int] = []
 
