@@ -47,7 +47,7 @@ def test_the_summary_says_what_is_promised(debug):
     for when in ("accuracy_before", "accuracy_after"):
         score = summary[when]
         assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
-        assert score["n"] == 40, "two of the five distinct prompts of eight rows each … (half of ten, at most 16)"
+        assert score["n"] == 40, "half of the ten prompts, with the eight rows that each has"
     assert summary["steps"] == 10
     assert summary["tokens"] == sum(row["tokens"] for row in debug.rows)
     assert summary["policy_gap_max"] == max(row["policy_gap"] for row in debug.rows)
