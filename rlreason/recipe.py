@@ -143,8 +143,8 @@ def _leaves(values: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, A
     for name, value in values.items():
         key = f"{prefix}{name}"
         inner = hints.get(name)
-        known_mapping = is_dataclass(inner) or str(inner).startswith("dict") or inner is Any
-        if isinstance(value, dict) and value and (known_mapping or schema is None or name not in hints):
+        whole = inner is Any and name in hints  # a model that is made from a config
+        if isinstance(value, dict) and value and not whole:
             yield from _leaves(value, inner if is_dataclass(inner) else None, f"{key}.")
         else:
             yield key, value
@@ -162,9 +162,7 @@ def _problem(node: DictConfig, setting: Setting) -> str | None:
     key, value = setting.key, setting.value
     if isinstance(value, float) and not math.isfinite(value):
         return f"{key}: {value} is not a finite number"
-    known = next((k for k in KEYS if k == key), None) or next(
-        (k for k in KEYS if key.startswith(k + ".") and OmegaConf.select(node, k) is not None and _free(k)), None
-    )
+    known = key if key in KEYS else next((k for k in KEYS if key.startswith(f"{k}.") and _free(k)), None)
     if known is None:
         near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
         first = key.split(".")[0]
@@ -175,8 +173,6 @@ def _problem(node: DictConfig, setting: Setting) -> str | None:
     if value == {}:
         return None
     try:
-        if key.startswith("model.") and not isinstance(OmegaConf.select(node, "model", throw_on_missing=False), DictConfig):
-            OmegaConf.update(node, "model", {})
         OmegaConf.update(node, key, value, force_add=_free(known))
     except (OmegaConfBaseException, ValueError) as error:
         return f"{key}: {str(error).splitlines()[0]}"
@@ -188,4 +184,4 @@ def _free(key: str) -> bool:
     schema: Any = Config
     for name in key.split("."):
         schema = get_type_hints(schema)[name]
-    return str(schema).startswith("dict") or schema is Any
+    return str(schema).startswith("dict")

@@ -10,7 +10,7 @@ from rlreason.errors import RecipeError
 from rlreason.recipe import load, read
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted([*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "benchmarks").glob("*.yaml")])
 
 
 @pytest.fixture
@@ -42,6 +42,14 @@ def test_later_wins(recipe, tmp_path):
 def test_rewards_of_a_recipe_take_the_place_of_the_default(recipe):
     assert load(recipe()).tasks.reward == {"exact": 1.0}
     assert load(recipe(), ["tasks.reward.numeric=1", "tasks.reward.format=0.1"]).tasks.reward == {"numeric": 1, "format": 0.1}
+
+
+def test_a_model_made_from_a_config_can_be_changed_in_part(recipe):
+    path = recipe()
+    path.write_text("model: {from_config: {model_type: qwen2, hidden_size: 64}}\nout: o\ntasks: {path: x.jsonl}\n")
+    config = load(path, ["model.from_config.hidden_size=32"])
+    assert config.model == {"from_config": {"model_type": "qwen2", "hidden_size": 32}}
+    assert load(path, ["model=some/where"]).model == "some/where"
 
 
 def test_numbers_as_people_write_them(recipe):
