@@ -245,6 +245,16 @@ def test_mistakes_end_early_with_their_code(models, digits, tmp_path, arguments,
     assert "Traceback" not in run.text
 
 
+def test_config_prints_a_recipe_that_reads_back_as_itself(tmp_path):
+    arguments = ("config", DEBUG, "model=some/model", "tasks.path=t.jsonl", f"out={tmp_path}", "loop.max_lag=3")
+    run = rlreason(*arguments, out=tmp_path)
+    assert run.code == 0, run.text
+    assert "# groups in flight: 4 × (max_lag 3 + 1) = 16" in run.text
+    (tmp_path / "again.yaml").write_text(run.text)
+    again = rlreason("config", tmp_path / "again.yaml", out=tmp_path)
+    assert again.text == run.text
+
+
 def test_help_is_instant():
     for arguments in ([], ["train"], ["config"], ["eval"], ["report"]):
         run = rlreason(*arguments, "--help", out=ROOT)
