@@ -53,5 +53,5 @@ def test_a_model_that_is_not_there_is_told_at_once(model, tmp_path):
 
 
 def test_a_directory_that_is_no_model_is_told_at_once(tmp_path):
-    with pytest.raises(RecipeError, match="without config.json"):
+    with pytest.raises(RecipeError, match=r"without config\.json"):
         directory(str(tmp_path), tmp_path)

@@ -46,7 +46,9 @@ def test_every_command_is_run_by_a_test():
 def test_the_tree_is_the_tree():
     block = re.search(r"```\nrlreason/\n(.*?)```", README, re.DOTALL)[1]
     told = {line.split()[0].rstrip("/") for line in block.splitlines() if line.startswith("  ")}
-    there = {p.name for p in (ROOT / "rlreason").iterdir() if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())}
+    there = {
+        p.name for p in (ROOT / "rlreason").iterdir() if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())
+    }
     assert told == there - {"__init__.py", "__main__.py"}
 
 
