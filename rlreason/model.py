@@ -22,8 +22,10 @@ def directory(model: Any, out: Path) -> str:
         path = Path(model)
         if path.is_dir() and not (path / "config.json").is_file():
             raise RecipeError([f"model: {model} is a directory without config.json, so no Hugging Face model"])
-        if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
-            raise RecipeError([f"model: {model} is no directory here, and no name of the form owner/model"])
+        if not path.exists():
+            if model.startswith((".", "/", "~")) or model.count("/") != 1:
+                raise RecipeError([f"model: {model} is no directory here, and no name of the form owner/model"])
+            _reach(model)
         return model
     target = out / "model"
     target.mkdir(parents=True, exist_ok=True)
@@ -32,6 +34,18 @@ def directory(model: Any, out: Path) -> str:
     config |= {"tie_word_embeddings": True} | model["from_config"]
     (target / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=1))
     return str(target)
+
+
+def _reach(name: str) -> None:
+    """Fetch a hub model's config, so that a wrong name, a gated model or no network is told before anything starts."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        hf_hub_download(name, "config.json")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise RecipeError([f"model: {name} is no directory here, and not to be had from the hub: {why}"]) from None
 
 
 def check_chat(path: str, tasks: Iterable[Task]) -> None:

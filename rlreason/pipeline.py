@@ -113,6 +113,9 @@ def run(pipeline: Pipeline) -> dict[str, Any]:
     from rlreason import stages
 
     began = time.time()
+    pipeline.out.mkdir(parents=True, exist_ok=True)
+    whole = {"stages": {name: OmegaConf.to_container(OmegaConf.structured(c)) for name, c in pipeline.stages.items()}}
+    checkpoint.write_atomic(pipeline.out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(whole)))
     summaries = {name: stages.run(stage, name, began) for name, stage in pipeline.stages.items()}
     summary = combined(list(summaries.values())) | {"stages": list(summaries)}
     checkpoint.write_atomic(pipeline.out / "summary.json", json.dumps(summary, indent=1))

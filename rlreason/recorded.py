@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlreason.config import Config
+from rlreason.errors import RecipeError
 from rlreason.rewards import judge
 from rlreason.tasks import encode
 from rlreason.types import Group, Sample, Task
@@ -20,6 +21,8 @@ class Recorded:
     """
 
     def __init__(self, config: Config, tokenizer: Any):
+        if tokenizer.eos_token_id is None:
+            raise RecipeError(["model: its tokenizer has no end-of-sequence token, so no answer could be seen to end"])
         self.config, self.tokenizer, self.version = config, tokenizer, 0
 
     async def sample(self, task: Task, n: int) -> Group:

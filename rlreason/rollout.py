@@ -35,7 +35,7 @@ class Rollout:
     def __init__(self, config: Config, model: str, device: str, share: bool = False):
         """`share`: the learner lives on the same GPU, so the engine can be put to sleep."""
         register()
-        self.config, self.version, self.share = config, -1, share
+        self.config, self.version, self.asleep = config, -1, False
         gpu = device == "cuda"
         wanted = config.tasks.max_prompt + config.rollout.max_tokens
         defaults: dict[str, Any] = {
@@ -78,7 +78,11 @@ class Rollout:
         if self.version < 0:
             raise RuntimeError("this engine was asked before it had weights")
         version, rollout = self.version, self.config.rollout
-        prompt = encode(self.tokenizer, task.prompt)
+        try:
+            prompt = encode(self.tokenizer, task.prompt)
+        except ValueError:
+            self._admit(None, wave)  # its wave must not wait for it
+            raise
         if len(prompt) > self.longest:
             self._admit(None, wave)
             return Group(task, [])
@@ -109,14 +113,15 @@ class Rollout:
         log-probabilities the learner sent along.
         """
         started = time.perf_counter()
-        if self.share:
+        if self.asleep:
             self.engine.wake_up(tags=["weights"])
         handle = {key: value for key, value in weights.items() if key != "canary"}
         self.engine.collective_rpc("start_weight_update")
         self.engine.collective_rpc("update_weights", args=({"handle": handle},))
         self.engine.collective_rpc("finish_weight_update")
-        if self.share:
+        if self.asleep:
             self.engine.wake_up(tags=["kv_cache"])
+            self.asleep = False
         self.version = version
         seconds = time.perf_counter() - started
         if canary := weights.get("canary"):
@@ -125,7 +130,9 @@ class Rollout:
 
     async def sleep(self) -> None:
         """Give the GPU's memory to the learner: weights and cache are dropped, and come back with the next `load`."""
-        self.engine.sleep(level=2)
+        if not self.asleep:
+            self.engine.sleep(level=2)
+            self.asleep = True
 
     async def join(self, address: str, port: int, rank: int, world: int) -> None:
         """Meet the learner in an NCCL group, for weights that are broadcast."""
@@ -167,8 +174,12 @@ class Rollout:
             ready = [held[i] for i in sorted(held)]
             del self.waves[number]
         for arguments in ready:
-            if arguments is not None:
+            if arguments is None:
+                continue
+            try:
                 self.engine.add_request(*arguments)
+            except Exception as error:  # this request's, and not that of whoever completed the wave
+                self.answers.pop(arguments[0]).set_exception(error)
         if self.engine.has_unfinished_requests() and (self.pump is None or self.pump.done()):
             self.pump = asyncio.create_task(self._run())
 

@@ -21,7 +21,7 @@ from rlreason.evaluate import Score, evaluate
 from rlreason.loop import Rollout, train
 from rlreason.metrics import Journal
 from rlreason.tasks import Tasks
-from rlreason.types import Group, Metrics
+from rlreason.types import Group
 
 Summary = dict[str, Any]
 
@@ -57,79 +57,80 @@ def claim(out: Path, recipe: str) -> None:
 async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary:
     from rlreason import cluster
 
+    begin = time.time()
     out, recorded = Path(config.out), config.algorithm.answers == "recorded"
     path, made = model.directory(config.model, out), model.is_made(config.model)
     model.check_chat(path, tasks.rows + tasks.held_out)
     found = checkpoint.newest(out / "checkpoints")
-    engines = config.rollout.workers if not recorded or config.eval.tasks else 0
-    begin = time.time()
+    learning, answering = config.learner.workers, config.rollout.workers if not recorded or tasks.held_out else 0
     with Display(name, config.loop.steps) as display:
-        display.say(f"starting {config.learner.workers} learners and {engines} engines …")
-        starting = cluster.start(config, path, made, config.learner.workers, engines)
+        display.say(f"starting {learning} learners and {answering} engines …")
+        starting = cluster.start(config, path, made, learning, answering)
         async with starting as (learners, rollouts), stopping() as stop:  # in this order: Ray takes the signals
             cursor = await learners.restore(found[0]) if found else 0
             journal = Journal(config, learners.version)
             journal.event("start", step=learners.version, resumed=bool(found))
             if found:
                 display.say(f"going on from {found[0]}")
-            answers: Rollout = rollouts
-            if recorded:
-                from transformers import AutoTokenizer
-
-                from rlreason.recorded import Recorded
-
-                answers = Recorded(config, AutoTokenizer.from_pretrained(path))
-
-            async def score(when: str) -> Score | None:
-                """Accuracy on the held-out tasks; asked once, and remembered across restarts."""
-                kept = out / f"accuracy_{when}.json"
-                if not tasks.held_out:
-                    return None
-                if kept.exists():
-                    return Score(**json.loads(kept.read_text()))
-                result, groups = await evaluate(rollouts, tasks.held_out, config.eval.samples, config.metric)
-                write_samples(out / "rollouts" / f"{when}.jsonl", groups)
-                checkpoint.write_atomic(kept, json.dumps(result.dict()))
-                display.say(f"{config.metric} on held-out tasks {when} training: {result}")
-                return result
-
             await rollouts.load(await learners.publish(), learners.version)
-            before = await score("before") if not learners.version else None
+            if not learners.version:
+                await _score(config, "before", tasks, rollouts, display)
+
             training = time.monotonic()
-
-            def enough() -> bool:
-                return stop() or 0 < config.loop.seconds <= time.monotonic() - training
-
-            def log(step: int, groups: list[Group], metrics: Metrics) -> None:
-                display.step(journal.step(step, groups, metrics))
-
-            keep = FILTERS[config.algorithm.keep]
-            await train(config.loop, tasks.stream(cursor), answers, learners, keep, log, enough, cursor)
+            answers = _recorded(config, path) if recorded else rollouts
+            cursor = await train(
+                config.loop, tasks.stream(cursor), answers, learners,
+                keep=FILTERS[config.algorithm.keep],
+                log=lambda step, groups, metrics: display.step(journal.step(step, groups, metrics)),
+                stop=lambda: stop() or 0 < config.loop.seconds <= time.monotonic() - training,
+                cursor=cursor,
+            )  # fmt: skip
             if stop():
-                journal.close()
                 raise Interrupted(f"stopped at step {learners.version}, committed in {out / 'checkpoints'}; "
                                   "the same command goes on from there")  # fmt: skip
-            if recorded:
+            if recorded:  # the engines have stood by meanwhile
                 await rollouts.load(await learners.publish(), learners.version)
-            after = await score("after")
-        rows = journal.rows()
+            await _score(config, "after", tasks, rollouts, display)
         journal.event("end", step=learners.version)
         journal.close()
-    before = before or _remembered(out / "accuracy_before.json")
-    summary = {
-        "accuracy_before": before and before.dict(),
-        "accuracy_after": after and after.dict(),
+        summary = _summary(journal, learners.version, began, begin)
+        checkpoint.write_atomic(out / "summary.json", json.dumps(summary, indent=1))
+        display.say(f"{summary['steps']} steps in {duration(summary['seconds'])}; the model is in {summary['model']}")
+    return summary
+
+
+async def _score(config: Config, when: str, tasks: Tasks, rollouts: Rollout, display: Display) -> None:
+    """Accuracy on the held-out tasks, before or after training: asked once, and kept across restarts."""
+    kept = Path(config.out) / f"accuracy_{when}.json"
+    if tasks.held_out and not kept.exists():
+        result, groups = await evaluate(rollouts, tasks.held_out, config.eval.samples, config.metric)
+        write_samples(Path(config.out) / "rollouts" / f"{when}.jsonl", groups)
+        checkpoint.write_atomic(kept, json.dumps(result.dict()))
+        display.say(f"{config.metric} on held-out tasks {when} training: {result}")
+
+
+def _recorded(config: Config, path: str) -> Rollout:
+    from transformers import AutoTokenizer
+
+    from rlreason.recorded import Recorded
+
+    return Recorded(config, AutoTokenizer.from_pretrained(path))
+
+
+def _summary(journal: Journal, steps: int, command: float, begin: float) -> Summary:
+    """Of the whole run; but times are this process's, since the `command` and since the stage's `begin`."""
+    rows = journal.rows()
+    scores = {when: journal.out / f"accuracy_{when}.json" for when in ("before", "after")}
+    return {
+        **{f"accuracy_{when}": json.loads(p.read_text()) if p.exists() else None for when, p in scores.items()},
         "policy_gap_max": max((r["policy_gap"] for r in rows if r.get("policy_gap") is not None), default=None),
-        "seconds_to_first_step": round(journal.first_step - began, 3) if journal.first_step else None,
+        "seconds_to_first_step": round(journal.first_step - command, 3) if journal.first_step else None,
         "seconds": round(time.time() - begin, 3),
-        "steps": learners.version,
+        "steps": steps,
         "tokens": sum(r["tokens"] for r in rows),
         "peak_rss_bytes": journal.peak_rss,
-        "model": str(out / "weights" / f"v{learners.version}"),
+        "model": str(journal.out / "weights" / f"v{steps}"),
     }
-    checkpoint.write_atomic(out / "summary.json", json.dumps(summary, indent=1))
-    display.say(f"{learners.version} steps in {duration(summary['seconds'])}; the model is in {summary['model']}")
-    return summary
 
 
 async def score_model(config: Config, name: str) -> Score:
@@ -156,10 +157,6 @@ def write_samples(path: Path, groups: list[Group]) -> None:
     rows = ({"task": g.task.id, "answer": g.task.answer, "text": s.text, "reward": s.reward, "parts": s.parts}
             for g in groups for s in g.samples)  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _remembered(path: Path) -> Score | None:
-    return Score(**json.loads(path.read_text())) if path.exists() else None
 
 
 @asynccontextmanager

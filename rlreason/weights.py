@@ -46,9 +46,11 @@ class Publisher:
 
         self.group = trainer_init({"master_address": address, "master_port": port, "world_size": world})
 
-    def publish(self, tensors: Named) -> Handle:
+    def publish(self, tensors: Named, passing: bool = False) -> Handle:
+        """`passing`: the tensors are gone when this returns, so whoever reads them later needs copies."""
         self.settle()
-        named = [(name, tensor.detach()) for name, tensor in tensors]
+        copy = passing and self.kind in ("ipc", "nccl")
+        named = [(name, tensor.detach().clone() if copy else tensor.detach()) for name, tensor in tensors]
         handle: Handle = {
             "kind": self.kind,
             "names": [name for name, _ in named],
@@ -154,6 +156,7 @@ class Update:
 
 def register() -> None:
     """Teach vLLM's weight-transfer API our handles. Also a vLLM plugin, so that its worker processes know it too."""
+    from vllm.config import WeightTransferConfig
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
     from vllm.distributed.weight_transfer.base import WeightTransferEngine
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -178,8 +181,8 @@ def register() -> None:
 
         def _delegate(self, kind: str) -> Any:
             if self.peer is None:
-                cls = WeightTransferEngineFactory._registry[kind]()
-                self.peer = cls(self.config, self.vllm_config, self.device, self.model)
+                config = WeightTransferConfig(backend=kind)
+                self.peer = WeightTransferEngineFactory.create_engine(config, self.vllm_config, self.device, self.model)
             return self.peer
 
         def start_weight_update(self) -> None:

@@ -2,11 +2,12 @@
 
 import io
 import json
+import time
 
 import pytest
 from rich.console import Console
 
-from rlreason.config import Config
+from rlreason.config import Config, LogConfig
 from rlreason.display import Display, duration, line, sparkline
 from rlreason.metrics import Journal, describe
 from rlreason.types import Group, Task
@@ -87,3 +88,18 @@ def test_small_things():
     assert sparkline([1, 1]) == "▁▁"
     assert len(sparkline(list(range(1000)))) == 32
     assert [duration(s) for s in (5, 65, 3700)] == ["5s", "1m05s", "1h01m"]
+
+
+def test_wandb_offline(tmp_path, groups, monkeypatch):
+    """The real thing, with no server: its own file holds the run, and nothing went wrong."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    journal = Journal(Config(model="m", out=str(tmp_path), log=LogConfig(wandb="test")))
+    for step in (1, 2):
+        journal.step(step, groups, dict(TIMES))
+    journal.close()
+    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 20  # its service may write after `finish` has returned
+    while b"reward/exact" not in written.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not (tmp_path / "events.jsonl").read_text()

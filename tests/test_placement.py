@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlreason.cluster import Placement, place
+from rlreason.cluster import Placement, clash, place
 from rlreason.config import Config, LearnerConfig, LoopConfig, RolloutConfig
 from rlreason.errors import ResourceError
 
@@ -50,3 +50,10 @@ def test_placement(c, machine, expected):
 def test_what_cannot_be_placed_is_refused_with_numbers(c, machine, told):
     with pytest.raises(ResourceError, match=told):
         placed(c, **machine)
+
+
+def test_builds_that_clash_are_told_with_the_command_that_mends_it():
+    mixed = {"torch": "2.13.0+cpu", "torchvision": "0.28.0", "torchaudio": "2.11.0+cpu"}
+    assert clash(mixed).endswith("pip uninstall -y torchvision")
+    assert clash({"torch": "2.13.0+cpu"}) == ""
+    assert clash({"torch": "2.13.0", "torchvision": "0.28.0"}) == "", "on a GPU they belong together"

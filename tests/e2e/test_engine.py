@@ -13,8 +13,8 @@ pytestmark = pytest.mark.e2e
 
 SCRIPT = """
 import asyncio, json, os, sys
-from rlreason.cluster import ON_CPU, QUIET
-os.environ.update(QUIET | ON_CPU | {"OMP_NUM_THREADS": "1"})
+from rlreason.cluster import Placement, environment
+os.environ.update(environment(Placement("cpu", False, "shm", 1, 1)))
 import torch
 from transformers import AutoModelForCausalLM
 from rlreason.config import Config, RolloutConfig, TasksConfig
@@ -62,6 +62,9 @@ async def main():
     again = await five(99)
     told["repeats"] = all((a.logprobs == b.logprobs).all() and a.text == b.text
                           for g, h in zip(groups, again) for a, b in zip(g.samples, h.samples))
+    odd = [Task("chat", [{"role": "user", "content": "x"}]), Task("ok", "abc", "1")]  # no template: its wave goes on
+    both = await asyncio.gather(*(rollout.sample(t, 1, (100, i, 2)) for i, t in enumerate(odd)), return_exceptions=True)
+    told["odd"] = [type(both[0]).__name__, len(both[1].samples)]
     told["too long"] = len((await rollout.sample(Task("long", "x" * 33, "1"), 4)).samples)
 
     # Weights swapped under requests in flight: they go on, and keep the version under which they began.
@@ -115,6 +118,7 @@ def test_an_engine_answers_with_the_weights_it_was_given(scripts, family):
     assert told["gap"] < 1e-5
     assert told["answers"] == 60
     assert told["repeats"], "the same wave under the same weights has to give the same bits"
+    assert told["odd"] == ["ValueError", 1]
     assert told["too long"] == 0
     assert told["in flight"] > 0
     assert told["began under"] == [2]
