@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlreason.algorithms import ADVANTAGES, FILTERS, LOSSES
@@ -72,10 +72,8 @@ def test_gspo_has_one_ratio_per_sequence():
     assert LOSSES["gspo"](logp, batch, 0.1, 0.1)[0, 1:].tolist() == pytest.approx([-1, -1])
 
 
-def made(lengths: list[int], seed: int = 0) -> tuple[list[list], list[float]]:
+def made(sample, lengths: list[int], seed: int = 0) -> tuple[list[list], list[float]]:
     """Two groups of samples with random log-probabilities, and an advantage each."""
-    from conftest import sample
-
     rng = np.random.default_rng(seed)
     samples = [sample(3, n, reward=0.0) for n in lengths]
     for s in samples:
@@ -96,7 +94,7 @@ def gradient(name: str, samples: list, advantages: list, weights: list, cuts: li
     return policy.grad
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=2, max_size=12),
     ranks=st.integers(1, 3),
@@ -104,8 +102,8 @@ def gradient(name: str, samples: list, advantages: list, weights: list, cuts: li
     name=st.sampled_from([*LOSSES]),
     per=st.sampled_from(["token", "sequence", "prompt", "constant"]),
 )
-def test_any_cut_into_micro_batches_and_ranks_gives_the_same_gradient(lengths, ranks, budget, name, per):
-    groups, advantages = made(lengths)
+def test_any_cut_into_micro_batches_and_ranks_gives_the_same_gradient(sample, lengths, ranks, budget, name, per):
+    groups, advantages = made(sample, lengths)
     samples = [s for group in groups for s in group]
     weights = token_weights(groups, per, 64)
     plan = micro_batches([len(s.tokens) for s in samples], ranks, budget)
@@ -119,8 +117,8 @@ def test_any_cut_into_micro_batches_and_ranks_gives_the_same_gradient(lengths, r
 
 
 @pytest.mark.parametrize("name", ["clip", "cispo", "gspo"])
-def test_on_policy_every_loss_has_the_policy_gradient(name):
-    groups, advantages = made([5, 9, 2, 7])
+def test_on_policy_every_loss_has_the_policy_gradient(sample, name):
+    groups, advantages = made(sample, [5, 9, 2, 7])
     samples = [s for group in groups for s in group]
     batch = Batch(*map(torch.from_numpy, Batch.collate(samples, advantages, [1.0] * 4)))
     logp = batch.logprobs.clone().requires_grad_()

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import ROOT
+from real import ROOT
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import FAMILIES
+from real import FAMILIES
 
 pytestmark = pytest.mark.e2e
 
@@ -83,6 +83,16 @@ async def main():
     except WeightsDiffer as error:
         told["differ"] = str(error)
 
+    config.rollout.stop = ["e", "T"]
+    stopped = [s for g in await five(101) for s in g.samples]
+    ended = [s for s in stopped if not s.truncated]
+    last = {rollout.tokenizer.decode([s.tokens[-1]]) for s in ended}
+    told["stopped"] = [len(ended), sorted(last), sum("e" in s.text or "T" in s.text for s in stopped)]
+    config.rollout.stop, config.rollout.max_tokens = [], 1
+    short = [s for g in await five(102) for s in g.samples]
+    told["short"] = [{s.length for s in short} == {1}, all(s.truncated or (s.tokens[-1] == 0 and not s.text) for s in short)]
+    config.rollout.max_tokens = 32
+
     model.save_pretrained(sys.argv[2])
     await rollout.load({"kind": "file", "path": sys.argv[2], "canary": handle()["canary"]}, 5)
     told["file"] = rollout.version
@@ -124,4 +134,11 @@ def test_an_engine_answers_with_the_weights_it_was_given(scripts, family):
     assert told["began under"] == [2]
     assert "arrived by shm" in told["differ"]
     assert "load_weights did not take every tensor" in told["differ"]
+    count, last, kept = told["stopped"]
+    assert count > 0
+    assert all(set("eT") & set(text) or text == "<|end|>" for text in last), (
+        "the token that ends an answer is part of what is trained on"
+    )
+    assert kept == 0, "and no part of its text"
+    assert told["short"] == [True, True], "an answer of one token is the end (empty, whole) or something else (cut off)"
     assert told["file"] == 5

@@ -1,7 +1,7 @@
 """The same program on a GPU: `pytest -m gpu`. What needs two of them says so."""
 
 import pytest
-from conftest import Run, rlreason
+from real import Run, rlreason
 
 pytestmark = pytest.mark.gpu
 DEBUG = "recipes/debug.yaml"

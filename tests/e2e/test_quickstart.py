@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import ROOT, Run, rlreason
+from real import ROOT, Run, rlreason
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 OUT = ROOT / "runs" / "quickstart"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, Run, command, rlreason
+from real import ROOT, Run, command, rlreason
 
 pytestmark = pytest.mark.e2e
 DEBUG = "recipes/debug.yaml"

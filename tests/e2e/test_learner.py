@@ -1,0 +1,128 @@
+"""One learner in a process of its own, with the real DeepSpeed: how it cuts, clips, schedules, saves, and what it notices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+SCRIPT = """
+import json, os, socket, sys
+from rlreason.cluster import Placement, environment
+os.environ.update(environment(Placement("cpu", False, "shm", 1, 1)))
+import numpy as np, torch
+from rlreason.config import AlgorithmConfig, Config, LearnerConfig, LoopConfig, RolloutConfig
+from rlreason.learner import Learner
+from rlreason.types import Group, Sample, Task
+
+def learner(**options):
+    with socket.socket() as s:
+        s.bind(("", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    config = Config(model=sys.argv[1], out=sys.argv[2], learner=LearnerConfig(lr=1e-3, **options), loop=LoopConfig(steps=4),
+                    rollout=RolloutConfig(max_tokens=16), algorithm=AlgorithmConfig(advantage="dr_grpo"))
+    return Learner(0, config, sys.argv[1], False, "cpu", "shm", address)
+
+rng = np.random.default_rng(0)
+
+def sample(length, reward):
+    tokens = rng.integers(2, 90, 4 + length).astype(np.int32)
+    mask = np.arange(4 + length) >= 4
+    return Sample(tokens, mask, np.where(mask, -4.0, 0).astype(np.float32), "", 0, reward=reward)
+
+def group(name):
+    return Group(Task(name, ""), [sample(int(n), float(r)) for n, r in zip(rng.integers(1, 16, 4), [0, 1, 1, 0])])
+
+groups = [group(name) for name in "abcd"]
+groups[0].samples.append(sample(9, None))  # could not be judged
+told = {}
+
+whole = learner(tokens=4096)
+first = whole.step(groups)
+cut = learner(tokens=24)
+second = cut.step(groups)
+told["cut"] = [abs(first[k] - second[k]) / abs(first[k]) for k in ("loss", "grad_norm", "policy_gap", "entropy")]
+pairs = zip(whole.engine.module.parameters(), cut.engine.module.parameters())
+told["weights"] = max((a - b).abs().max().item() for a, b in pairs)
+
+groups[0].samples.pop()
+told["unjudged"] = abs(learner(tokens=4096).step(groups)["loss"] - first["loss"])
+
+scheduled = learner(warmup=2, schedule="linear")
+told["rates"] = [scheduled.step(groups)["lr"] for _ in range(4)]
+
+clipped = learner(deepspeed={"gradient_clipping": 1e-9})
+before = [p.detach().clone() for p in clipped.engine.module.parameters()]
+told["norm"] = clipped.step(groups)["grad_norm"]
+
+a = learner()
+a.step(groups)
+a.save(sys.argv[2], {"version": 1, "cursor": 4})
+a.step(groups)
+b = learner()
+b.restore(sys.argv[2])
+told["version"] = b.version
+b.step(groups)
+told["resumed"] = all(torch.equal(x, y) for x, y in zip(a.engine.module.parameters(), b.engine.module.parameters()))
+
+stuck = learner()
+stuck.engine.optimizer.param_groups[0]["params"].pop()
+try:
+    stuck.step(groups)
+except RuntimeError as error:
+    told["stuck"] = str(error)
+
+sick = learner()
+with torch.no_grad():
+    next(sick.engine.module.parameters())[3] = float("nan")
+sick.canary = [3] * 16
+try:
+    sick.publish()
+except FloatingPointError as error:
+    told["sick"] = str(error)
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(models, tmp_path_factory):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(models("qwen2-untied")), str(tmp_path_factory.mktemp("saved"))],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_how_a_batch_is_cut_changes_nothing(told):
+    assert max(told["cut"]) < 1e-4
+    assert told["weights"] < 1e-4
+
+
+def test_a_sample_that_could_not_be_judged_changes_nothing(told):
+    assert told["unjudged"] == 0
+
+
+def test_warm_up_never_is_zero_and_the_schedule_follows(told):
+    assert told["rates"] == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
+
+
+def test_the_norm_is_told_as_it_was_before_clipping(told):
+    assert told["norm"] > 1e-3
+
+
+def test_a_restored_learner_goes_on_to_the_bit(told):
+    assert told["version"] == 1
+    assert told["resumed"]
+
+
+def test_a_parameter_that_does_not_move_is_told_by_name(told):
+    assert told["stuck"].startswith("1 of ")
+    assert "lm_head.weight" in told["stuck"]
+
+
+def test_weights_with_nan_are_not_published(told):
+    assert "NaN" in told["sick"]
