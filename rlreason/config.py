@@ -123,6 +123,14 @@ AT_LEAST: dict[str, float] = {
 }  # fmt: skip
 
 
+OURS = {  # what the recipe says elsewhere, and these mappings must not say again
+    "learner.deepspeed": ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+                          "optimizer", "scheduler"),
+    "rollout.vllm": ("model", "tokenizer", "load_format", "seed", "logprobs_mode", "disable_log_stats",
+                     "weight_transfer_config"),
+}  # fmt: skip
+
+
 def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
@@ -166,6 +174,10 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         yield "eval.metric", f"{config.eval.metric!r} is not among tasks.reward ({', '.join(tasks.reward)})"
     if tasks.template and "{prompt}" not in tasks.template:
         yield "tasks.template", "has no {prompt} in it"
+    for key, names in OURS.items():
+        for name in names:
+            if name in _at(config, key):
+                yield f"{key}.{name}", "is not for a recipe to say: rlreason sets it from its other options"
     recorded = algorithm.answers == "recorded"
     if recorded != (algorithm.loss == "nll"):
         yield "algorithm.loss", f"{algorithm.loss} with answers: {algorithm.answers}: recorded answers have no " \

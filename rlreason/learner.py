@@ -60,8 +60,8 @@ class Learner:
         self.device = torch.device(device)
         self.publisher = Publisher(transport, Path(config.out).absolute() / "weights" / "live")
         torch.manual_seed(config.seed)
-        # Else the first start on a machine compiles a kernel for sums in shared memory: it wants a compiler and 40 s,
-        # and leaves named files in /dev/shm when a rank is killed. gloo sums as well.
+        # Else the first start on a machine compiles a kernel for sums in shared memory: it wants a compiler and half a minute,
+        # and uses named files in /dev/shm. gloo sums as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.gpu else "gloo", verbose=False)
         dtype = torch.bfloat16 if self.gpu else torch.float32

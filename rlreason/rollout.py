@@ -37,7 +37,7 @@ class Rollout:
         register()
         self.config, self.version, self.asleep = config, -1, False
         gpu = device == "cuda"
-        wanted = config.tasks.max_prompt + config.rollout.max_tokens
+        wanted = max(64, config.tasks.max_prompt + config.rollout.max_tokens)  # 64: room for the learner's canary
         defaults: dict[str, Any] = {
             "dtype": "bfloat16" if gpu else "float32",
             "enforce_eager": not gpu,

@@ -73,6 +73,7 @@ def test_numbers_as_people_write_them(recipe):
         ),
         ("algorithm: {loss: nll}\n", "run.yaml:4: algorithm.loss: nll with answers: policy"),
         ("loop: {samples: 1}\n", "run.yaml:4: loop.samples: with one sample per task"),
+        ("rollout: {vllm: {seed: 1}}\n", "run.yaml:4: rollout.vllm.seed: is not for a recipe to say"),
         ("learner: {updates: 9}\n", "run.yaml:4: learner.updates: 9 optimizer steps cannot share 8 groups"),
         ("tasks: {reward: {exakt: 1}}\n", "'exakt' is not one of exact, numeric, format"),
         ("eval: {tasks: 8, metric: format}\n", "run.yaml:4: eval.metric: 'format' is not among tasks.reward (exact)"),
