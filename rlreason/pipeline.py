@@ -44,12 +44,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     A value `$base` is the pipeline's `base`, `$name` the model that stage `name` ends with, and `$name/file` a file
     of that stage's folder.
     """
-    document = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(document, dict)
+    document, lines = recipe.document(path)
     source = recipe.shown(path)
-    stages = document.pop("stages") or {}
+    stages = document.pop("stages")
     base = document.pop("base", None)
     problems: list[str] = []
+    if not isinstance(stages, dict) or not stages:
+        raise RecipeError([f"{source}: stages: expected a mapping of names to stages"])
     mine: list[str] = []
     for override in overrides:
         if override.startswith("base="):
@@ -67,25 +68,31 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
 
     resolved: dict[str, Config] = {}
     for name, stage in stages.items():
-        if not isinstance(stage, dict) or not {"recipe"} <= stage.keys() <= {"recipe", "set"}:
-            problems.append(f"{source}: stages.{name}: expected recipe: FILE and, if need be, set: [key=value, …]")
+        where = f"{source}:{lines[f'stages.{name}']}: stages.{name}"
+        if not _is_stage(stage):
+            problems.append(f"{where}: expected recipe: FILE and, if need be, set: [key=value, …]")
             continue
         settings, wrong = recipe.read((path.parent / stage["recipe"]).resolve())
-        own, more = recipe.command_line(stage.get("set") or [], f"{source}: stages.{name}")
+        own, more = recipe.command_line(stage.get("set") or [], where)
         theirs = [o.removeprefix(f"{name}.") for o in mine if o.split(".")[0] not in stages or o.startswith(f"{name}.")]
         line, most = recipe.command_line(theirs)
         settings = [*settings, *common, *own, *line, Setting("out", str(out / name), source)]
         settings, unknown = _referred(settings, base, out, list(resolved))
         try:
-            resolved[name] = recipe.checked(settings, [*wrong, *more, *most, *unknown], f"{source}: stages.{name}")
+            resolved[name] = recipe.checked(settings, [*wrong, *more, *most, *unknown], where)
         except RecipeError as error:
             problems += error.problems
             resolved[name] = Config()
-    if not stages:
-        problems.append(f"{source}: stages: there are none")
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return Pipeline(out, resolved)
+
+
+def _is_stage(stage: Any) -> bool:
+    if not isinstance(stage, dict) or not {"recipe"} <= stage.keys() <= {"recipe", "set"}:
+        return False
+    overrides = stage.get("set") or []
+    return isinstance(stage["recipe"], str) and isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)
 
 
 def _referred(settings: list[Setting], base: Any, out: Path, earlier: list[str]) -> tuple[list[Setting], list[str]]:

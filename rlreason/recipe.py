@@ -26,28 +26,35 @@ class Setting:
     where: str  # recipes/base.yaml:12, or the command line
 
 
-def read(path: Path, seen: tuple[Path, ...] = ()) -> tuple[list[Setting], list[str]]:
-    """Every setting of a recipe file, those of the files that it `extends` first; and what is wrong with it."""
-    if path in seen:
-        return [], [f"{path}: extends itself, by way of {' -> '.join(map(str, seen))}"]
+def document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a YAML file says, and the line of every key in it. Raises `RecipeError`."""
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = OmegaConf.to_container(OmegaConf.create(text)) if root is not None else {}
     except OSError as error:
-        return [], [f"{path}: cannot be read: {error.strerror}"]
+        raise RecipeError([f"{shown(path)}: cannot be read: {error.strerror}"]) from None
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        return [], [f"{path}: is not a recipe: {' '.join(str(error).split())}"]
+        raise RecipeError([f"{shown(path)}: is not a recipe: {' '.join(str(error).split())}"]) from None
     if not isinstance(values, dict):
-        return [], [f"{path}: is not a recipe: expected a mapping of keys to values"]
+        raise RecipeError([f"{shown(path)}: is not a recipe: expected a mapping of keys to values"])
+    return {str(key): value for key, value in values.items()}, dict(_lines(root)) if root is not None else {}
 
+
+def read(path: Path, seen: tuple[Path, ...] = ()) -> tuple[list[Setting], list[str]]:
+    """Every setting of a recipe file, those of the files that it `extends` first; and what is wrong with it."""
+    if path in seen:
+        return [], [f"{path}: extends itself, by way of {' -> '.join(map(str, seen))}"]
+    try:
+        values, lines = document(path)
+    except RecipeError as error:
+        return [], error.problems
     settings, problems = [], []
     bases = values.pop("extends", [])
     for base in [bases] if isinstance(bases, str) else bases:
         more, wrong = read((path.parent / base).resolve(), (*seen, path))
         settings += more
         problems += wrong
-    lines = dict(_lines(root)) if root is not None else {}
     settings += [Setting(k, v, f"{shown(path)}:{lines.get(k, 1)}") for k, v in leaves(values)]
     return settings, problems
 

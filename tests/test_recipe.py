@@ -185,7 +185,11 @@ def test_base_may_be_a_config(pipe):
     [
         ("  a: {recipe: stage.yaml, set: [model=$b]}\n", "", "$b is no earlier stage; there is $base"),
         ("  a: {recipe: stage.yaml, set: [modle=x]}\n", "", "modle: there is no such option; did you mean model?"),
-        ("  a: {recip: stage.yaml}\n", "", "stages.a: expected recipe: FILE"),
+        ("  a: {recip: stage.yaml}\n", "", "pipe.yaml:5: stages.a: expected recipe: FILE"),
+        ("  a: {recipe: stage.yaml, set: model=x}\n", "", "stages.a: expected recipe: FILE"),
+        ("  a: {recipe: stage.yaml, set: [3]}\n", "", "stages.a: expected recipe: FILE"),
+        ("  - a\n", "", "expected a mapping of names to stages"),
+        ("  a: !!python/name:os.system x\n", "", "is not a recipe"),
         ("  a: {recipe: none.yaml, set: [model=$base]}\n", "", "none.yaml: cannot be read"),
         ("  a: {recipe: stage.yaml, set: [model=$base]}\n", "algoritm.loss=clip", "did you mean algorithm.loss?"),
         ("  a: {recipe: stage.yaml, set: [model=$base]}\n", "a.loop.stpes=2", "did you mean loop.steps?"),
