@@ -132,6 +132,7 @@ class Wandb:
             while (metrics := self.records.get()) is not None:
                 run.log(metrics, step=int(metrics["step"]))
             run.finish()
+            wandb.teardown()  # its service is a process of its own
         except Exception as error:  # whatever a service on the far side of a network may raise
             self.journal.event("wandb", error=f"{type(error).__name__}: {error}", note="training goes on without it")
 

@@ -4,6 +4,7 @@ import io
 import json
 import time
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -103,3 +104,4 @@ def test_wandb_offline(tmp_path, groups, monkeypatch):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert not (tmp_path / "events.jsonl").read_text()
+    assert not [p for p in psutil.Process().children(recursive=True) if "wandb" in p.name()], "its service has ended"
