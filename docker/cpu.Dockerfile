@@ -1,11 +1,11 @@
 # rlreason without a GPU. From the root of the repository:
 #   docker build -f docker/cpu.Dockerfile -t rlreason:cpu .
 #   docker run --rm --init --shm-size=4g rlreason:cpu train recipes/RECIPE.yaml out=runs/NAME
-# --shm-size: Ray's object store and the weights on their way travel through /dev/shm, of which Docker gives 64 MB.
+# --shm-size: Ray's object store lies in /dev/shm, of which Docker gives 64 MB.
 # --init: something has to reap what an ended Ray leaves.
 FROM python:3.11-slim
 
-# DeepSpeed compiles its ops at first use (gcc, g++, ninja); vLLM places its threads with libnuma.
+# DeepSpeed compiles the ops that a recipe asks for (gcc, g++, ninja); vLLM places its threads with libnuma.
 # hadolint ignore=DL3008  # a pinned version is gone from the distribution's mirrors after its next fix
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc g++ libc6-dev libnuma1 ninja-build \

@@ -2,7 +2,7 @@
 #   docker build -f docker/gpu.Dockerfile -t rlreason:gpu .
 #   docker run --rm --init --gpus all --shm-size=32g -v "$PWD/runs:/rlreason/runs" \
 #     rlreason:gpu train recipes/RECIPE.yaml out=runs/NAME
-# --shm-size: Ray's object store, NCCL and the weights on their way share /dev/shm, of which Docker gives 64 MB.
+# --shm-size: Ray's object store and NCCL share /dev/shm, of which Docker gives 64 MB.
 # --init: something has to reap what an ended Ray leaves.
 # Devel, not runtime: DeepSpeed and vLLM compile kernels at first use, with nvcc.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04

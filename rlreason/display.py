@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -29,7 +28,6 @@ class Display:
         self.console = console or Console(file=sys.stdout, highlight=False)
         self.history: list[Metrics] = []
         self.live = Live(console=self.console, refresh_per_second=4, transient=False) if self.console.is_terminal else None
-        self.begun = time.monotonic()
 
     def __enter__(self) -> Self:
         if self.live:
