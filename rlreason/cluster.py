@@ -145,30 +145,49 @@ class Learners:
 
 
 class Rollouts:
-    """Every engine, spoken to as one: each task goes to the next in turn."""
+    """Every engine, spoken to as one: each task goes to the engine that owes the fewest answers."""
 
     def __init__(self, workers: list[Worker]):
         self.workers = workers
-        self.turn = itertools.cycle(range(len(workers)))
-        self.wave: list[list[tuple[Task, int, asyncio.Future[Group]]]] = [[] for _ in workers]
+        self.owed = [0] * len(workers)
+        self.asked: list[tuple[Task, int, asyncio.Future[Group]]] = []
         self.waves = itertools.count()
 
     async def sample(self, task: Task, n: int) -> Group:
-        """What is asked in one turn of the event loop reaches each engine as one wave (see `Rollout.sample`)."""
+        """What is asked in one turn of the event loop reaches each engine as one wave (see `Rollout.sample`).
+
+        When nothing is owed the deal depends on nothing but the order of asking, so on-policy runs repeat to the bit.
+        """
         loop = asyncio.get_running_loop()
-        if not any(self.wave):
-            loop.call_soon(self._flush)
+        if not self.asked:
+            loop.call_soon(self._deal)
         answer: asyncio.Future[Group] = loop.create_future()
-        self.wave[next(self.turn)].append((task, n, answer))
+        self.asked.append((task, n, answer))
         return await answer
 
-    def _flush(self) -> None:
+    def _deal(self) -> None:
+        wave: list[list[tuple[Task, int, asyncio.Future[Group]]]] = [[] for _ in self.workers]
+        for asked in self.asked:
+            least = self.owed.index(min(self.owed))
+            self.owed[least] += 1
+            wave[least].append(asked)
+        self.asked = []
         number = next(self.waves)
-        for worker, wave in zip(self.workers, self.wave, strict=True):
-            for i, (task, n, answer) in enumerate(wave):
-                asking = asyncio.ensure_future(worker.call("sample", task, n, (number, i, len(wave))))
-                asking.add_done_callback(partial(_hand_over, answer))
-            wave.clear()
+        for engine, share in enumerate(wave):
+            for place_, (task, n, answer) in enumerate(share):
+                asking = self.workers[engine].call("sample", task, n, (number, place_, len(share)))
+                asyncio.ensure_future(asking).add_done_callback(partial(self._hand_over, engine, answer))
+
+    def _hand_over(self, engine: int, answer: asyncio.Future[Group], done: asyncio.Future[Group]) -> None:
+        self.owed[engine] -= 1
+        if done.cancelled():
+            answer.cancel()
+        elif answer.cancelled():
+            done.exception()  # seen, and of no interest any more
+        elif error := done.exception():
+            answer.set_exception(error)
+        else:
+            answer.set_result(done.result())
 
     async def load(self, weights: dict[str, Any], version: int) -> None:
         shared = ray.put(weights)
@@ -179,17 +198,6 @@ class Rollouts:
 
     async def close(self) -> None:
         await asyncio.gather(*(w.call("close") for w in self.workers))
-
-
-def _hand_over(answer: asyncio.Future[Group], done: asyncio.Future[Group]) -> None:
-    if done.cancelled():
-        answer.cancel()
-    elif answer.cancelled():
-        done.exception()  # seen, and of no interest any more
-    elif error := done.exception():
-        answer.set_exception(error)
-    else:
-        answer.set_result(done.result())
 
 
 class TakingTurns(Learners):

@@ -124,26 +124,50 @@ def test_a_run_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(debug, mod
     assert "holds a run of another recipe" in other.text
 
 
-def test_two_learners_with_zero_3_and_two_engines_on_chat_messages(models, tmp_path):
+@pytest.fixture(scope="module")
+def two_of_each(models, tmp_path_factory):
+    """Two learners under ZeRO 3 and two engines, on a Llama with a chat template and a Parquet file: run it for so long."""
     import pyarrow
     from pyarrow import parquet
 
-    model = models("llama")
+    model, folder = models("llama"), tmp_path_factory.mktemp("two")
     (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}a: ")
-    chat = [[{"role": "user", "content": f"say {i % 10}"}] for i in range(60)]
-    rows = [{"prompt": prompt, "answer": str(i % 10)} for i, prompt in enumerate(chat)]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "chat.parquet")
-    out = tmp_path / "run"
-    run = rlreason(
-        "train", DEBUG, f"model={model}", f"tasks.path={tmp_path / 'chat.parquet'}", f"out={out}", "loop.steps=4",
-        "learner.workers=2", "rollout.workers=2", "learner.deepspeed.zero_optimization.stage=3", "learner.updates=2",
-        "learner.gradient_checkpointing=true", "learner.warmup=2", "learner.schedule=cosine", out=out,
-    )  # fmt: skip
-    assert run.code == 0, run.text
-    assert max(row["policy_gap"] for row in run.rows) < 1e-5
-    assert [row["lr"] for row in run.rows[:2]] == pytest.approx([5e-6, 1e-5])
-    first = json.loads((out / "rollouts" / "step-000001.jsonl").read_text().splitlines()[0])
+    rows = [{"prompt": [{"role": "user", "content": f"say {i % 10}"}], "answer": str(i % 10)} for i in range(60)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "chat.parquet")
+
+    def run(name: str, steps: int) -> Run:
+        done = rlreason(
+            "train", DEBUG, f"model={model}", f"tasks.path={folder / 'chat.parquet'}", f"out={folder / name}",
+            f"loop.steps={steps}", "learner.workers=2", "rollout.workers=2", "learner.updates=2", "learner.warmup=2",
+            "learner.deepspeed.zero_optimization.stage=3", "learner.gradient_checkpointing=true", out=folder / name,
+        )  # fmt: skip
+        assert done.code == 0, done.text
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(two_of_each) -> Run:
+    return two_of_each("whole", 4)
+
+
+def test_two_learners_with_zero_3_and_two_engines_are_on_policy(whole):
+    assert max(row["policy_gap"] for row in whole.rows) < 1e-5
+    assert [row["lr"] for row in whole.rows[:2]] == pytest.approx([5e-6, 1e-5])
+    first = json.loads((whole.out / "rollouts" / "step-000001.jsonl").read_text().splitlines()[0])
     assert first["prompt"][0]["role"] == "user"
+
+
+def test_two_of_each_repeat_to_the_bit_across_a_restart_too(two_of_each, whole):
+    part = two_of_each("cut", 2)
+    for name in ("recipe.yaml", "summary.json", "accuracy_after.json"):  # as if it had been asked for four steps and cut
+        (part.out / name).unlink()
+    rest = two_of_each("cut", 4)
+    assert "going on from" in rest.text
+    assert plain(rest.rows) == plain(whole.rows)
+    weights = [(run.out / "weights" / "last" / "model.safetensors").read_bytes() for run in (rest, whole)]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("stage", [1, 2])
