@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ EPILOG = """exit codes: 0 done, 1 a bug or a broken learner, 2 the recipe, 3 res
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may not know ×, and a model may write anything
     top = parser()
     parsed, rest = top.parse_known_args(arguments)
     if any(argument.startswith("-") for argument in rest) or (rest and "overrides" not in parsed):

@@ -279,7 +279,7 @@ async def start(
     if wrong := clash({d.name.lower(): d.version for d in distributions()}):
         raise ResourceError(wrong)
     address = os.environ.get("RAY_ADDRESS", "local")  # without one, a Ray of our own, whoever else runs one here
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it announces that tokens are on
     ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         there = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
@@ -289,14 +289,15 @@ async def start(
         ranks = [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]
         engines = [Worker(f"rollout-{i}", out, RolloutError, num_gpus=gpu * width, **common) for i in range(rollouts)]
 
-        waking = [w.become("rlreason.rollout", "Rollout", config, model, there.device, there.share) for w in engines]
+        begin = asyncio.ensure_future
+        waking = [begin(w.become("rlreason.rollout", "Rollout", config, model, there.device, there.share)) for w in engines]
         if there.share:  # an engine measures what memory is free, and must not find the learner half loaded
             await asyncio.gather(*waking)
             waking = []
         if ranks:
             host, port = await ranks[0].address()
             about = (config, model, made, there.device, there.transport, f"{host}:{port}")
-            waking += [w.become("rlreason.learner", "Learner", rank, *about) for rank, w in enumerate(ranks)]
+            waking += [begin(w.become("rlreason.learner", "Learner", rank, *about)) for rank, w in enumerate(ranks)]
         await asyncio.gather(*waking)
         if there.transport == "nccl" and ranks and engines:
             await _meet(ranks[0], engines, width)

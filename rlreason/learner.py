@@ -46,6 +46,14 @@ def learning_rate(step: int, config: Config) -> float:
     }[learner.schedule]
 
 
+def without_dropout(config: Any) -> Any:
+    """A model's config with every dropout at 0: the engines sample without it, and a ratio of two policies has no noise."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
 class Learner:
     """One rank. Every rank is told the same, and takes its share of each batch."""
 
@@ -67,10 +75,11 @@ class Learner:
         dtype = torch.bfloat16 if self.gpu else torch.float32
         # The kernel that needs no attention mask: samples are padded on the right, and attention is causal.
         options = {"dtype": dtype, "attn_implementation": "sdpa"}
+        about = without_dropout(AutoConfig.from_pretrained(model))
         if made:
-            policy = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), **options)
+            policy = AutoModelForCausalLM.from_config(about, **options)
         else:
-            policy = AutoModelForCausalLM.from_pretrained(model, **options)
+            policy = AutoModelForCausalLM.from_pretrained(model, config=about, **options)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         if config.learner.gradient_checkpointing:
             policy.gradient_checkpointing_enable()

@@ -79,8 +79,8 @@ async def train(
     try:
         while learner.version < config.steps and not stop():
             batch: list[Group] = []
-            dropped = 0
-            while len(batch) < config.groups:
+            begin, dropped = cursor, 0
+            while len(batch) < config.groups and not stop():
                 while len(batch) + len(pending) < window:
                     pending.append(asyncio.create_task(rollout.sample(next(tasks), config.samples)))
                 group = await pending.popleft()
@@ -95,6 +95,9 @@ async def train(
                         "could be judged, no prompt fits tasks.max_prompt, or (algorithm.keep: differ) all answers to "
                         "a task earn the same. rollouts/ in the run's folder shows answers."
                     )
+            if len(batch) < config.groups:  # stopped midway: what was answered is asked again
+                cursor = begin
+                break
             phases.end("rollout")
             lag = learner.version - min(s.version for g in batch for s in g.samples)
             metrics = await learner.step(batch)

@@ -199,6 +199,8 @@ def _task(where: str, row: Any, names: dict[str, str]) -> Task:
     answer, response, reward = (row.get(names[k]) for k in ("answer", "response", "reward"))
     if answer is None and response is None:
         raise ValueError(f"has neither {names['answer']} nor {names['response']}")
+    if response is not None and not isinstance(response, str):
+        raise ValueError(f"{names['response']} is not text")
     if isinstance(answer, float) and answer != answer:
         raise ValueError(f"{names['answer']} is NaN")
     if isinstance(reward, str):

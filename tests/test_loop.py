@@ -142,6 +142,12 @@ def test_stop_ends_after_a_step_and_saves(sample):
     assert both.saved == [(2, 4)]
 
 
+def test_stop_is_heard_while_groups_are_being_dropped(sample):
+    both, calls = Sleepy(sample), []
+    _, _, cursor = run(both, lambda g: False, stop=lambda: calls.append(1) or len(calls) > 20, steps=9, groups=2, samples=2)
+    assert (both.learned, cursor) == ([], 0), "what was answered for an unfinished step is asked again"
+
+
 def test_a_failing_rollout_is_not_swallowed_and_nothing_stays_pending(sample):
     class Broken(Sleepy):
         async def sample(self, task, n):

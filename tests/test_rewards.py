@@ -64,6 +64,13 @@ def test_one_part_that_cannot_be_judged_makes_the_whole_unjudged():
     assert parts == {"exact": None, "format": 0.0}
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1"])
+def test_what_is_no_number_is_told_with_function_and_task(value, monkeypatch):
+    monkeypatch.setitem(REWARDS, "mine", lambda task, text: value)
+    with pytest.raises(ValueError, match=r"the reward mine gave .* of task t7"):
+        judge(Task("t7", "", ""), "x", {"mine": 1.0})
+
+
 def test_rewards_by_import_path():
     assert find("rlreason.rewards.answer.exact")[0] is REWARDS["exact"]
     assert "nonesuch" in find("rlreason.nonesuch")[1]

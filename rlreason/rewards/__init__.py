@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 
 from rlreason.rewards.answer import exact, numeric
@@ -39,5 +40,8 @@ def judge(task: Task, text: str, weights: Mapping[str, float]) -> tuple[float | 
         if function is None:
             raise ValueError(f"task {task.id}: {problem}")
         part = parts[name] = function(task, text)
+        if part is not None and (isinstance(part, str) or not math.isfinite(part)):
+            raise ValueError(f"the reward {name} gave {part!r} to an answer of task {task.id}; it has to be a finite number, "
+                             "or None where it cannot judge")  # fmt: skip
         total = None if part is None or total is None else total + weight * part
     return total, parts
