@@ -24,6 +24,14 @@ def write_atomic(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run says. Raises `StorageError` if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged: {error}") from None
+
+
 def point(link: Path, target: str) -> None:
     """Make the symbolic link `link` point at `target`; at no moment is there none."""
     partial = link.with_name(f".{link.name}.partial")
@@ -49,7 +57,7 @@ def newest(parent: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     for folder in sorted(parent.glob("v*"), key=_number, reverse=True):
         if (folder / MANIFEST).is_file():
-            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest = read_json(folder / MANIFEST)
             for name, expected in manifest["files"].items():
                 file = folder / name
                 if not file.is_file() or file.stat().st_size != expected["bytes"] or _checksum(file) != expected["sha256"]:

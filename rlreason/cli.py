@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlreason import __version__
-from rlreason.errors import Failure
+from rlreason.errors import Failure, StorageError
 
 if TYPE_CHECKING:
     from rlreason.config import Config
 
 EPILOG = """exit codes: 0 done, 1 a bug or a broken learner, 2 the recipe, 3 resources, 4 rollouts, 5 storage,
-75 interrupted and committed (the same command goes on)"""
+75 interrupted and committed (the same command goes on), 130 interrupted at once"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may not know ×, and a model may write anything
+    sys.path.insert(0, str(Path.cwd()))  # a reward or generator of one's own is a file beside the recipe
     top = parser()
     parsed, rest = top.parse_known_args(arguments)
     if any(argument.startswith("-") for argument in rest) or (rest and "overrides" not in parsed):
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failure as failure:
         print(f"rlreason: {failure}", file=sys.stderr)
         return failure.code
+    except OSError as error:
+        print(f"rlreason: {error}", file=sys.stderr)
+        return StorageError.code
     except KeyboardInterrupt:
         print("rlreason: interrupted; what was committed is kept, and the same command goes on from it", file=sys.stderr)
         return 130
@@ -111,7 +115,6 @@ def evaluate(parsed: argparse.Namespace) -> None:
 
 def report(parsed: argparse.Namespace) -> None:
     from rlreason import report as reports
-    from rlreason.errors import StorageError
 
     try:
         print(reports.write(parsed.run))

@@ -9,7 +9,9 @@ import inspect
 import itertools
 import logging
 import os
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -267,6 +269,7 @@ def environment(there: Placement) -> dict[str, str]:
     """Of every learner and engine; what the user's own environment says wins, where it is a matter of taste."""
     taste = QUIET | {"OMP_NUM_THREADS": str(there.threads)} | (ON_CPU if there.device == "cpu" else {})
     needed = NO_GPU if there.device == "cpu" else {}
+    needed = needed | {"PYTHONPATH": os.pathsep.join([*sys.path[:1], *filter(None, [os.environ.get("PYTHONPATH")])])}
     return {name: os.environ.get(name, value) for name, value in taste.items()} | needed
 
 
@@ -280,7 +283,9 @@ async def start(
         raise ResourceError(wrong)
     address = os.environ.get("RAY_ADDRESS", "local")  # without one, a Ray of our own, whoever else runs one here
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it announces that tokens are on
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits at once
     try:
         there = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
         width = int(config.rollout.vllm.get("tensor_parallel_size", 1))

@@ -70,7 +70,7 @@ class RolloutConfig:
 
 @dataclass
 class EvalConfig:
-    tasks: int = 0  # held-out tasks, answered before and after training; 0 evaluates nothing
+    tasks: int = 0  # distinct prompts held out, answered before and after training; 0 evaluates nothing
     samples: int = 1  # answers per task, at rollout.temperature
     path: str = ""  # where they are; empty: held out of tasks, and never trained on
     metric: str = ""  # the reward that is the accuracy; empty: the first in tasks.reward
@@ -123,6 +123,7 @@ AT_LEAST: dict[str, float] = {
 }  # fmt: skip
 
 
+FIELDS = ("prompt", "answer", "response", "reward", "id")  # what a task's row may say
 OURS = {  # what the recipe says elsewhere, and these mappings must not say again
     "learner.deepspeed": ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
                           "optimizer", "scheduler"),
@@ -167,6 +168,12 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
     tasks, loop, algorithm = config.tasks, config.loop, config.algorithm
     if bool(tasks.path) == bool(tasks.generate):
         yield "tasks.path", "say where the tasks come from: either tasks.path or tasks.generate"
+    for name in tasks.fields:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            yield f"tasks.fields.{name}", f"is not one of {', '.join(FIELDS)}" + (f"; did you mean {near[0]}?" if near else "")
+    if "" in config.rollout.stop:
+        yield "rollout.stop", "an empty string would end every answer at once"
     for name in tasks.reward:
         if problem := find_reward(name)[1]:
             yield "tasks.reward", problem
@@ -193,7 +200,7 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
     if not isinstance(config.model, str):
         if not isinstance(config.model, dict) or "from_config" not in config.model:
             yield "model", "is neither a name or directory nor {from_config: …}"
-        elif "model_type" not in (config.model["from_config"] or {}):
+        elif not isinstance(config.model["from_config"], dict) or "model_type" not in config.model["from_config"]:
             yield "model", "from_config has to say its model_type, such as qwen2"
 
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 
 from rlreason.errors import RolloutError
 from rlreason.loop import Rollout
@@ -40,6 +40,15 @@ def wilson(mean: float, n: int, z: float = 1.96) -> Score:
     return Score(mean, n, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
+def interval(means: Sequence[float]) -> Score:
+    """Wilson's for shares of tasks; for a metric beyond [0, 1] the normal one, mean ± 1.96 standard errors."""
+    mean, n = fmean(means), len(means)
+    if all(0 <= value <= 1 for value in means):
+        return wilson(mean, n)
+    reach = 1.96 * (stdev(means) if n > 1 else math.inf) / math.sqrt(n)
+    return Score(mean, n, mean - reach, mean + reach)
+
+
 async def evaluate(rollout: Rollout, tasks: Sequence[Task], samples: int, metric: str) -> tuple[Score, list[Group]]:
     """Mean of the reward `metric` over sampled answers; of a task with rewards of its own, of the first of those.
 
@@ -54,4 +63,4 @@ async def evaluate(rollout: Rollout, tasks: Sequence[Task], samples: int, metric
             means.append(fmean(values))
     if not means:
         raise RolloutError(f"none of the {len(tasks)} held-out tasks could be judged by {metric}")
-    return wilson(fmean(means), len(means)), groups
+    return interval(means), groups

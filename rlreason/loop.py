@@ -79,7 +79,7 @@ async def train(
     try:
         while learner.version < config.steps and not stop():
             batch: list[Group] = []
-            begin, dropped = cursor, 0
+            begin, dropped, fruitless = cursor, 0, 0
             while len(batch) < config.groups and not stop():
                 while len(batch) + len(pending) < window:
                     pending.append(asyncio.create_task(rollout.sample(next(tasks), config.samples)))
@@ -87,13 +87,14 @@ async def train(
                 cursor += 1
                 if group.samples and keep(group):
                     batch.append(group)
+                    fruitless = 0
                     continue
-                dropped += 1
-                if dropped > FRUITLESS * config.groups and not batch:
+                dropped, fruitless = dropped + 1, fruitless + 1
+                if fruitless > FRUITLESS * config.groups:
                     raise RolloutError(
-                        f"the last {dropped} groups were all dropped, so there is nothing to learn from: no answer "
-                        "could be judged, no prompt fits tasks.max_prompt, or (algorithm.keep: differ) all answers to "
-                        "a task earn the same. rollouts/ in the run's folder shows answers."
+                        f"the last {fruitless} groups were all dropped, so there is nothing to learn from: no answer could "
+                        "be judged, no prompt fits tasks.max_prompt, or (algorithm.keep: differ) all answers to a task "
+                        "earn the same"
                     )
             if len(batch) < config.groups:  # stopped midway: what was answered is asked again
                 cursor = begin

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from rlreason.config import Config, to_yaml
+from rlreason.errors import StorageError
 from rlreason.types import Group, Metrics
 
 
@@ -45,7 +46,7 @@ class Journal:
         self.config, self.out = config, Path(config.out)
         (self.out / "rollouts").mkdir(parents=True, exist_ok=True)
         self.path = self.out / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= version]
+        kept = [line for line, row in zip(self._lines(), self.rows(), strict=True) if row["step"] <= version]
         self.path.write_text("".join(kept))
         self.file = self.path.open("a", encoding="utf-8")
         self.events = (self.out / "events.jsonl").open("a", encoding="utf-8")
@@ -78,7 +79,10 @@ class Journal:
         self.events.close()
 
     def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._lines()]
+        try:
+            return [json.loads(line) for line in self._lines()]
+        except ValueError as error:
+            raise StorageError(f"{self.path} is damaged: {error}") from None
 
     def _lines(self) -> list[str]:
         """Whole lines only: the last may have been cut off by a crash."""

@@ -34,7 +34,7 @@ def document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         values = OmegaConf.to_container(OmegaConf.create(text)) if root is not None else {}
     except OSError as error:
         raise RecipeError([f"{shown(path)}: cannot be read: {error.strerror}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
         raise RecipeError([f"{shown(path)}: is not a recipe: {' '.join(str(error).split())}"]) from None
     if not isinstance(values, dict):
         raise RecipeError([f"{shown(path)}: is not a recipe: expected a mapping of keys to values"])
@@ -51,7 +51,10 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> tuple[list[Setting], list[s
         return [], error.problems
     settings, problems = [], []
     bases = values.pop("extends", [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        return [], [f"{shown(path)}:{lines['extends']}: extends: expected the names of recipe files, not {bases!r}"]
+    for base in bases:
         more, wrong = read((path.parent / base).resolve(), (*seen, path))
         settings += more
         problems += wrong
@@ -89,21 +92,24 @@ def build(settings: Sequence[Setting], source: str) -> Config:
     problems: list[str] = []
     node: DictConfig = OmegaConf.structured(Config)
     origin: dict[str, str] = {}
+    wrong: set[str] = set()
     for setting in settings:
         if problem := _problem(node, setting):
             problems.append(f"{setting.where}: {problem}")
+            wrong.add(setting.key)
         else:
             origin[setting.key] = setting.where
-    wrong_keys = {p.split(":")[-2] for p in problems}
-    problems += [f"{source}: {key} is missing: the recipe has to say it" for key in sorted(OmegaConf.missing_keys(node))]
-    if problems and (missing := OmegaConf.missing_keys(node)):
-        for key in missing:  # so that what is there can be checked as well
-            OmegaConf.update(node, key, "-")
-    config = OmegaConf.to_object(node)
+    try:
+        for key in sorted(OmegaConf.missing_keys(node)):
+            problems.append(f"{source}: {key} is missing: the recipe has to say it")
+            OmegaConf.update(node, key, "-")  # so that what is there can be checked as well
+        config = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise RecipeError([*problems, f"{source}: {' '.join(str(error).split())}"]) from None
     assert isinstance(config, Config)
     config.tasks.reward = config.tasks.reward or {"exact": 1.0}  # not a default above: mappings merge, and it would stay
     for key, problem in impossible(config):
-        if key not in wrong_keys:
+        if key not in wrong:
             problems.append(f"{origin.get(key, source)}: {key}: {problem}")
     if problems:
         raise RecipeError(problems)
@@ -113,6 +119,8 @@ def build(settings: Sequence[Setting], source: str) -> Config:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Merge, weakest first: the defaults above, files named by `extends`, the file, `a.b=c` overrides."""
     settings, problems = read(Path(path))
+    if problems and not settings:
+        raise RecipeError(problems)  # whatever else there is to say follows from them
     more, wrong = command_line(overrides)
     return checked([*settings, *more], [*problems, *wrong], shown(Path(path)))
 
@@ -167,8 +175,6 @@ def _lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
 def _problem(node: DictConfig, setting: Setting) -> str | None:
     """Put `setting` into `node`, or say why it does not fit."""
     key, value = setting.key, setting.value
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{key}: {value} is not a finite number"
     known = key if key in KEYS else next((k for k in KEYS if key.startswith(f"{k}.") and _free(k)), None)
     if known is None:
         near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
@@ -180,9 +186,16 @@ def _problem(node: DictConfig, setting: Setting) -> str | None:
     if value == {}:
         return None
     try:
-        OmegaConf.update(node, key, value, force_add=_free(known))
+        if known != key and known in ("tasks.reward", "tasks.fields"):  # one level deep: a dot belongs to the name
+            OmegaConf.select(node, known)[key.removeprefix(f"{known}.")] = value
+            taken = OmegaConf.select(node, known)[key.removeprefix(f"{known}.")]
+        else:
+            OmegaConf.update(node, key, value, force_add=_free(known))
+            taken = OmegaConf.select(node, key)
     except (OmegaConfBaseException, ValueError) as error:
         return f"{key}: {str(error).splitlines()[0]}"
+    if isinstance(taken, float) and not math.isfinite(taken):  # YAML takes a bare nan for a word, OmegaConf for a number
+        return f"{key}: {taken} is not a finite number"
     return None
 
 

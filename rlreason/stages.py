@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rlreason import checkpoint, model
 from rlreason.algorithms import FILTERS
 from rlreason.config import Config, to_yaml
 from rlreason.display import Display, duration
-from rlreason.errors import Interrupted, RecipeError
+from rlreason.errors import Interrupted, RecipeError, StorageError
 from rlreason.evaluate import Score, evaluate
 from rlreason.loop import Rollout, train
 from rlreason.metrics import Journal
@@ -32,20 +33,51 @@ def run(config: Config, name: str, began: float | None = None) -> Summary:
     `began`: when the command began (`time.time()`), for `seconds_to_first_step`.
     """
     out = Path(config.out)
-    tasks = Tasks(config)  # before anything starts, so that a bad row costs nothing
-    claim(out, to_yaml(config))
-    summary = out / "summary.json"
-    if summary.exists():
-        done: Summary = json.loads(summary.read_text())
-        return done
-    return asyncio.run(_run(config, name, tasks, began or time.time()))
+    tasks = inputs(config)
+    with claimed(out, to_yaml(config)):
+        summary = out / "summary.json"
+        if summary.exists():
+            done: Summary = checkpoint.read_json(summary)
+            return done
+        return asyncio.run(_run(config, name, tasks, began or time.time()))
 
 
-def claim(out: Path, recipe: str) -> None:
-    """Make `out` the folder of this recipe's run, or refuse if it is another's."""
+def inputs(config: Config) -> Tasks:
+    """The recipe's tasks, read, and its model looked at: before anything starts, and with all problems of both."""
+    problems: list[str] = []
+    tasks = None
+    try:
+        tasks = Tasks(config)
+    except RecipeError as error:
+        problems += error.problems
+    if not model.is_made(config.model):
+        try:
+            path = model.directory(config.model, Path(config.out))
+            model.check_chat(path, tasks.rows + tasks.held_out if tasks else [])
+        except RecipeError as error:
+            problems += error.problems
+    if problems or tasks is None:
+        raise RecipeError(problems)
+    return tasks
+
+
+@contextmanager
+def claimed(out: Path, recipe: str) -> Iterator[None]:
+    """Hold `out` as the folder of this recipe's run; refuse if it is another's, or if somebody holds it."""
     out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"out: another process is running in {out}; wait for it, or give this run its own") from None
+        _sign(out, recipe)
+        yield
+
+
+def _sign(out: Path, recipe: str) -> None:
     written = out / "recipe.yaml"
-    if written.exists() and written.read_text() != recipe:
+    something = (out / "checkpoints").exists() or ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text())
+    if written.exists() and something and written.read_text() != recipe:
         old, new = written.read_text().splitlines(), recipe.splitlines()
         changed = [f"    was {a.strip()!r}, is {b.strip()!r}" for a, b in zip(old, new, strict=False) if a != b][:5]
         raise RecipeError(
@@ -60,13 +92,11 @@ async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary
     begin = time.time()
     out, recorded = Path(config.out), config.algorithm.answers == "recorded"
     path, made = model.directory(config.model, out), model.is_made(config.model)
-    model.check_chat(path, tasks.rows + tasks.held_out)
     found = checkpoint.newest(out / "checkpoints")
     learning, answering = config.learner.workers, config.rollout.workers if not recorded or tasks.held_out else 0
-    with Display(name, config.loop.steps) as display:
+    with Display(name, config.loop.steps) as display, stopping() as stop:
         display.say(f"starting {learning} learners and {answering} engines …")
-        starting = cluster.start(config, path, made, learning, answering)
-        async with starting as (learners, rollouts), stopping() as stop:  # in this order: Ray takes the signals
+        async with cluster.start(config, path, made, learning, answering) as (learners, rollouts):
             cursor = await learners.restore(found[0]) if found else 0
             journal = Journal(config, learners.version)
             journal.event("start", step=learners.version, resumed=bool(found))
@@ -86,8 +116,12 @@ async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary
                 cursor=cursor,
             )  # fmt: skip
             if stop():
-                raise Interrupted(f"stopped at step {learners.version}, committed in {out / 'checkpoints'}; "
-                                  "the same command goes on from there")  # fmt: skip
+                kept = (
+                    f"at step {learners.version}, committed in {out / 'checkpoints'}"
+                    if learners.version
+                    else "before the start"
+                )
+                raise Interrupted(f"stopped {kept}; the same command goes on from there")
             if recorded:  # the engines have stood by meanwhile
                 await rollouts.load(await learners.publish(), learners.version)
             await _score(config, "after", tasks, rollouts, display)
@@ -122,7 +156,7 @@ def _summary(journal: Journal, steps: int, command: float, begin: float) -> Summ
     rows = journal.rows()
     scores = {when: journal.out / f"accuracy_{when}.json" for when in ("before", "after")}
     return {
-        **{f"accuracy_{when}": json.loads(p.read_text()) if p.exists() else None for when, p in scores.items()},
+        **{f"accuracy_{when}": checkpoint.read_json(p) if p.exists() else None for when, p in scores.items()},
         "policy_gap_max": max((r["policy_gap"] for r in rows if r.get("policy_gap") is not None), default=None),
         "seconds_to_first_step": round(journal.first_step - command, 3) if journal.first_step else None,
         "seconds": round(time.time() - begin, 3),
@@ -159,8 +193,8 @@ def write_samples(path: Path, groups: list[Group]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@asynccontextmanager
-async def stopping() -> AsyncIterator[Any]:
+@contextmanager
+def stopping() -> Iterator[Any]:
     """SIGTERM, SIGUSR1 (Slurm's warning) and a first Ctrl-C end the run after its step; a second Ctrl-C at once."""
     asked: list[int] = []
 

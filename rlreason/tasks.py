@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from rlreason.config import Config, TasksConfig
+from rlreason.config import FIELDS, Config, TasksConfig
 from rlreason.errors import RecipeError
 from rlreason.rewards import find
 from rlreason.types import Prompt, Task
@@ -76,6 +76,10 @@ class Tasks:
         self.held_out: list[Task] = []
         if config.tasks.generate:
             self.make = generator(config.tasks)
+            try:
+                self.make(0, **config.tasks.options)
+            except (TypeError, ValueError, LookupError) as error:
+                raise RecipeError([f"tasks.options: {config.tasks.generate} does not take them: {error}"]) from None
             self.held_out = [t for _, t in zip(range(wanted), self._generated(held_out=True), strict=False)]
             return
         rows = self._templated(load(config.tasks.path, config.tasks))
@@ -137,7 +141,7 @@ def load(path: str, config: TasksConfig) -> list[Task]:
     Raises `RecipeError` with every bad row's file and number.
     """
     rows = list(_rows(Path(path), path, config.split))
-    names = {ours: config.fields.get(ours, ours) for ours in ("prompt", "answer", "response", "reward", "id")}
+    names = {ours: config.fields.get(ours, ours) for ours in FIELDS}
     tasks, problems = [], []
     for where, row in rows:
         try:
@@ -205,8 +209,12 @@ def _task(where: str, row: Any, names: dict[str, str]) -> Task:
         raise ValueError(f"{names['answer']} is NaN")
     if isinstance(reward, str):
         reward = {reward: 1.0}
-    elif isinstance(reward, list):
+    elif isinstance(reward, list) and all(isinstance(name, str) for name in reward):
         reward = dict.fromkeys(reward, 1.0)
+    elif isinstance(reward, dict):  # Parquet fills in None for the names that only other rows have
+        reward = {name: weight for name, weight in reward.items() if weight is not None}
+    if reward is not None and not (isinstance(reward, dict) and all(isinstance(w, int | float) for w in reward.values())):
+        raise ValueError(f"{names['reward']} is neither a name, nor a list of names, nor weights by name")
     for name in reward or ():
         if problem := find(name)[1]:
             raise ValueError(problem)

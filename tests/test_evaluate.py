@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from rlreason.errors import RolloutError
-from rlreason.evaluate import evaluate, wilson
+from rlreason.evaluate import evaluate, interval, wilson
 from rlreason.types import Group, Task
 
 
@@ -16,6 +16,11 @@ from rlreason.types import Group, Task
 def test_wilson(mean, n, low, high):
     score = wilson(mean, n)
     assert (score.low, score.high) == pytest.approx((low, high), abs=2e-4)
+
+
+def test_a_metric_beyond_0_and_1_has_a_normal_interval():
+    score = interval([-1.0, 3.0, 1.0])  # standard deviation 2, so 1.96 * 2 / sqrt 3 either way
+    assert (score.low, score.mean, score.high) == pytest.approx((-1.2632, 1.0, 3.2632), abs=1e-4)
 
 
 class Fixed:

@@ -104,6 +104,11 @@ def test_a_run_in_which_every_group_is_dropped_ends(sample):
         run(Sleepy(sample), lambda g: False, steps=1, groups=2, samples=2)
 
 
+def test_one_good_group_does_not_hide_that_nothing_follows(sample):
+    with pytest.raises(RolloutError, match="the last 201 groups"):
+        run(Sleepy(sample), lambda g: g.task.id == "3", steps=1, groups=2, samples=2)
+
+
 def test_asynchrony_buys_time(sample):
     seconds = [run(Sleepy(sample), steps=30, groups=8, samples=1, max_lag=lag)[1] for lag in (0, 1)]
     assert seconds[1] < 0.6 * seconds[0]

@@ -21,8 +21,7 @@ RUN_BY = {
     "rlreason config": "e2e/test_runs.py",
     "rlreason eval": "e2e/test_runs.py",
     "rlreason report": "e2e/test_runs.py",
-    "pip install": "test_readme.py",
-    "pip uninstall": "test_readme.py",
+    "pip install": "e2e/test_install.py",
 }
 
 
@@ -85,6 +84,5 @@ def test_the_lock_files_satisfy_what_pip_would_install(lock, extras):
 
 
 def test_what_cannot_load_beside_the_cpu_build_of_torch_is_not_installed():
-    """What `pip uninstall -y torchvision torchaudio torchcodec` in the README is for."""
     lock = (ROOT / "requirements" / "cpu.lock").read_text()
     assert not re.search(r"^(torchvision|torchaudio|torchcodec)", lock, re.MULTILINE)

@@ -52,6 +52,14 @@ def test_a_model_made_from_a_config_can_be_changed_in_part(recipe):
     assert load(path, ["model=some/where"]).model == "some/where"
 
 
+def test_a_reward_of_ones_own_has_dots_in_its_name(recipe):
+    mine = "rlreason.rewards.answer.exact"
+    path = recipe()
+    path.write_text(f"model: m/m\nout: o\ntasks: {{path: x.jsonl, reward: {{{mine}: 0.5}}}}\n")
+    assert load(path, [f"tasks.reward.{mine}=0.7"]).tasks.reward == {mine: 0.7}
+    assert load(recipe(), [f"tasks.reward.{mine}=0.7"]).tasks.reward == {mine: 0.7}
+
+
 def test_numbers_as_people_write_them(recipe):
     assert load(recipe("learner: {lr: 1e-6}\n")).learner.lr == 1e-6
 
@@ -65,6 +73,8 @@ def test_numbers_as_people_write_them(recipe):
         ("loop: {steps: many}\n", "run.yaml:4: loop.steps: Value 'many' of type 'str' could not be converted to Integer"),
         ("loop: 3\n", "run.yaml:4: loop: expected a mapping of options, not 3"),
         ("learner: {lr: .nan}\n", "run.yaml:4: learner.lr: nan is not a finite number"),
+        ("learner: {lr: nan}\n", "run.yaml:4: learner.lr: nan is not a finite number"),
+        ("rollout: {stop: ['']}\n", "run.yaml:4: rollout.stop: an empty string"),
         ("learner: {lr: .inf}\n", "run.yaml:4: learner.lr: inf is not a finite number"),
         ("loop: {samples: 0}\n", "run.yaml:4: loop.samples: 0 is below 1"),
         (
@@ -114,6 +124,9 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         ("a: [1,\n", "is not a recipe"),
         ("- 1\n", "expected a mapping"),
         ("model: !!python/object/apply:os.system [true]\n", "is not a recipe"),
+        ("extends: 5\n", "extends: expected the names of recipe files"),
+        ("a: &a [*a]\n", "is not a recipe"),
+        ("model: ${nope}\nout: o\n", "nope"),
         ("extends: [run.yaml]\n", "extends itself"),
         ("extends: [nowhere.yaml]\n", "nowhere.yaml: cannot be read: No such file or directory"),
     ],

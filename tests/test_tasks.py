@@ -110,11 +110,12 @@ def test_parquet_and_folders(tmp_path, jsonl):
 def test_bad_rows_are_all_told_with_file_and_line(jsonl):
     path = jsonl({"prompt": "p", "answer": 1}, "{oops", {"question": 3}, {"prompt": "p"}, "[1]",
                  {"prompt": [{"text": "hi"}], "answer": 1}, {"prompt": "p", "answer": float("nan")},
-                 {"prompt": "p", "answer": "a", "reward": "exakt"})  # fmt: skip
+                 {"prompt": "p", "answer": "a", "reward": "exakt"}, {"prompt": "p", "answer": "a", "reward": 5},
+                 {"prompt": "p", "response": 5})  # fmt: skip
     with pytest.raises(RecipeError) as caught:
         load(path, TasksConfig())
     told = caught.value.problems
-    assert [p.split(": ")[0].rpartition(":")[2] for p in told] == ["2", "3", "4", "5", "6", "7", "8"]
+    assert [p.split(": ")[0].rpartition(":")[2] for p in told] == ["2", "3", "4", "5", "6", "7", "8", "9", "10"]
     assert "has no prompt; it has question" in told[1]
 
 
@@ -130,5 +131,7 @@ def test_files_that_are_not_there(tmp_path):
 
 
 def test_a_generator_that_is_not_there():
+    with pytest.raises(RecipeError, match=r"tasks\.options: sort does not take them"):
+        Tasks(config(generate="sort", options={"digits": "many"}))
     with pytest.raises(RecipeError, match="not one of sort, add"):
         Tasks(config(generate="srot"))

@@ -26,9 +26,9 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """A user's task file: prompts as text, and an answer that a random model hits now and then."""
+    """A user's task file: prompts as text, and a reward of their own that a random model earns in part."""
     path = tmp_path_factory.mktemp("tasks") / "digits.jsonl"
-    rows = [{"prompt": f"say {i % 10}: ", "answer": str(i % 10), "reward": "rlreason.rewards.answer.exact"} for i in range(80)]
+    rows = [{"prompt": f"say {i % 10}: ", "answer": str(i % 10), "reward": ["real.letters", "exact"]} for i in range(80)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

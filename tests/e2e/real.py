@@ -28,6 +28,11 @@ FAMILIES = {
 CHARACTERS = "".join(map(chr, range(32, 127))) + "\n"
 
 
+def letters(task, text):
+    """A user's own reward, which a random model earns in part: the share of letters in its answer."""
+    return sum(c.isalpha() for c in text) / max(len(text), 1)
+
+
 def make_model(family: str, path: Path) -> Path:
     """A whole Hugging Face directory with random weights, such as a user might bring."""
     import torch
@@ -61,7 +66,8 @@ class Run:
 
 def command(*arguments: str | Path, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "rlreason", *map(str, arguments)], cwd=ROOT, env=os.environ | environment,
+        [sys.executable, "-m", "rlreason", *map(str, arguments)], cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

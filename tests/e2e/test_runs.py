@@ -33,6 +33,10 @@ def test_the_debug_recipe_ends_well_within_a_minute(debug):
     assert "report.html" in debug.text
 
 
+def test_every_step_has_something_to_learn_from(debug):
+    assert min(row["grad_norm"] for row in debug.rows) > 0, "else the tests below would compare weights that never moved"
+
+
 def test_on_policy_the_gap_is_rounding(debug):
     assert max(row["policy_gap"] for row in debug.rows) < 1e-5
     assert all(row["lag"] == 0 for row in debug.rows)
@@ -77,7 +81,8 @@ def test_rollouts_and_reward_parts_are_written_for_people(debug):
     assert len(files) == 10
     row = json.loads(files[0].read_text().splitlines()[0])
     assert row["prompt"].startswith("say ")
-    assert set(row["parts"]) == {"rlreason.rewards.answer.exact"}
+    assert set(row["parts"]) == {"real.letters", "exact"}
+    assert row["reward"] == pytest.approx(sum(row["parts"].values()))
 
 
 def test_the_same_seed_gives_the_same_metrics(debug, models, digits, tmp_path):
@@ -139,7 +144,8 @@ def two_of_each(models, tmp_path_factory):
         done = rlreason(
             "train", DEBUG, f"model={model}", f"tasks.path={folder / 'chat.parquet'}", f"out={folder / name}",
             f"loop.steps={steps}", "learner.workers=2", "rollout.workers=2", "learner.updates=2", "learner.warmup=2",
-            "learner.deepspeed.zero_optimization.stage=3", "learner.gradient_checkpointing=true", out=folder / name,
+            "learner.deepspeed.zero_optimization.stage=3", "learner.gradient_checkpointing=true", "tasks.reward.real.letters=1",
+            out=folder / name,
         )  # fmt: skip
         assert done.code == 0, done.text
         return done
@@ -154,6 +160,7 @@ def whole(two_of_each) -> Run:
 
 def test_two_learners_with_zero_3_and_two_engines_are_on_policy(whole):
     assert max(row["policy_gap"] for row in whole.rows) < 1e-5
+    assert min(row["grad_norm"] for row in whole.rows) > 0
     assert [row["lr"] for row in whole.rows[:2]] == pytest.approx([5e-6, 1e-5])
     first = json.loads((whole.out / "rollouts" / "step-000001.jsonl").read_text().splitlines()[0])
     assert first["prompt"][0]["role"] == "user"
@@ -255,6 +262,8 @@ def test_a_service_that_is_down_does_not_stop_training(models, digits, tmp_path)
     ("arguments", "code", "told"),
     [
         (("recipes/quickstart.yaml", "algoritm.loss=clip"), 2, "did you mean algorithm.loss?"),
+        ((DEBUG, "model={model}", "tasks.path={digits}", "out=/dev/null/x"), 5, "Not a directory"),
+        ((DEBUG, "model=./nowhere", "tasks.path=nowhere.jsonl", "out={out}"), 2, "./nowhere is no directory here"),
         ((DEBUG, "out=x"), 2, "model is missing"),
         ((DEBUG, "model=./nowhere", "tasks.path={digits}", "out={out}"), 2, "./nowhere is no directory here"),
         ((DEBUG, "model={model}", "tasks.path=nowhere.jsonl", "out={out}"), 2, "there is no such file"),
@@ -277,6 +286,25 @@ def test_config_prints_a_recipe_that_reads_back_as_itself(tmp_path):
     (tmp_path / "again.yaml").write_text(run.text)
     again = rlreason("config", tmp_path / "again.yaml", out=tmp_path)
     assert again.text == run.text
+
+
+def test_one_folder_is_one_run(models, digits, tmp_path):
+    """A second process is refused while the first runs, and a first attempt that was a mistake leaves no claim."""
+    arguments = ("train", DEBUG, f"tasks.path={digits}", f"out={tmp_path}")
+    assert rlreason(*arguments, "model=./nowhere", out=tmp_path).code == 2
+    first = command(*arguments, f"model={models('qwen2-tied')}", "loop.steps=3")
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "recipe.yaml").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        second = rlreason(*arguments, f"model={models('qwen2-tied')}", "loop.steps=3", out=tmp_path)
+        assert second.code == 5
+        assert "another process is running" in second.text
+        text = first.communicate(timeout=120)[0]
+    finally:
+        first.kill()
+    assert first.returncode == 0, text
 
 
 def test_help_is_instant():
