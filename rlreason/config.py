@@ -115,7 +115,7 @@ CHOICES: dict[str, Sequence[str]] = {
 }
 AT_LEAST: dict[str, float] = {
     "seed": 0, "tasks.max_prompt": 1,
-    "loop.steps": 0, "loop.groups": 1, "loop.samples": 1, "loop.max_lag": 0, "loop.save_every": 0, "loop.seconds": 0,
+    "loop.steps": 1, "loop.groups": 1, "loop.samples": 1, "loop.max_lag": 0, "loop.save_every": 0, "loop.seconds": 0,
     "algorithm.clip_low": 0, "algorithm.clip_high": 0,
     "learner.workers": 1, "learner.lr": 0, "learner.warmup": 0, "learner.weight_decay": 0, "learner.updates": 1,
     "learner.tokens": 1, "rollout.workers": 1, "rollout.temperature": 1e-3, "rollout.max_tokens": 1,

@@ -76,8 +76,8 @@ def claimed(out: Path, recipe: str) -> Iterator[None]:
 
 def _sign(out: Path, recipe: str) -> None:
     written = out / "recipe.yaml"
-    something = (out / "checkpoints").exists() or ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text())
-    if written.exists() and something and written.read_text() != recipe:
+    begun = any((out / name).exists() for name in ("metrics.jsonl", "accuracy_before.json"))  # else it was a mistake
+    if written.exists() and begun and written.read_text() != recipe:
         old, new = written.read_text().splitlines(), recipe.splitlines()
         changed = [f"    was {a.strip()!r}, is {b.strip()!r}" for a, b in zip(old, new, strict=False) if a != b][:5]
         raise RecipeError(
