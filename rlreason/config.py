@@ -21,8 +21,23 @@ class TasksConfig:
     options: dict[str, Any] = field(default_factory=dict)  # handed to the generator as they are
     fields: dict[str, str] = field(default_factory=dict)  # our name -> the file's: {prompt: question}
     reward: dict[str, float] = field(default_factory=dict)  # function -> weight, 0 only logs it; none: {exact: 1}
+    mixture: dict[str, Any] = field(default_factory=dict)  # instead: name -> {weight: 1, and path or generate, …}
     template: str = ""  # put around every plain-text prompt, with {prompt} where it goes
-    max_prompt: int = 512  # tokens; a longer prompt is left out and counted
+    system: str = ""  # a system message before every prompt, which is then sent as chat messages
+    chat_template: str = ""  # Jinja text, or a file of it, in place of the tokenizer's own
+    max_prompt: int = 512  # tokens
+    overlong: str = "drop"  # a longer prompt is left out (drop), loses its beginning (truncate), or ends the run (error)
+    solved: float = 0.0  # a task whose answers passed at this rate or above is not asked again; 0 asks always
+    curriculum: str = "none"  # how likely a task is asked again, by its pass rate: none, hard or frontier
+
+
+@dataclass
+class RewardsConfig:
+    options: dict[str, Any] = field(default_factory=dict)  # reward name -> its options: {language: {target: en}}
+    workers: int = 2  # processes per engine that judge answers
+    timeout: float = 10.0  # seconds for one answer and one reward; then the process is killed
+    memory: float = 4.0  # GiB of address space of such a process
+    failures: float = 0.5  # the run ends when more than this share of the last ten steps' answers could not be judged
 
 
 @dataclass
@@ -91,6 +106,7 @@ class Config:
     transport: str = "auto"  # of weights: shm, file, nccl or ipc; auto is the fastest that fits the device
     tasks: TasksConfig = field(default_factory=TasksConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -106,6 +122,8 @@ class Config:
 CHOICES: dict[str, Sequence[str]] = {
     "device": ("auto", "cpu", "cuda"),
     "transport": ("auto", "shm", "file", "nccl", "ipc"),
+    "tasks.overlong": ("drop", "truncate", "error"),
+    "tasks.curriculum": ("none", "hard", "frontier"),
     "algorithm.answers": ("policy", "recorded"),
     "algorithm.keep": [*FILTERS],
     "algorithm.advantage": [*ADVANTAGES],
@@ -114,7 +132,8 @@ CHOICES: dict[str, Sequence[str]] = {
     "learner.schedule": ("constant", "linear", "cosine"),
 }
 AT_LEAST: dict[str, float] = {
-    "seed": 0, "tasks.max_prompt": 1,
+    "seed": 0, "tasks.max_prompt": 1, "tasks.solved": 0,
+    "rewards.workers": 1, "rewards.timeout": 0.1, "rewards.memory": 0.25, "rewards.failures": 0,
     "loop.steps": 1, "loop.groups": 1, "loop.samples": 1, "loop.max_lag": 0, "loop.save_every": 0, "loop.seconds": 0,
     "algorithm.clip_low": 0, "algorithm.clip_high": 0,
     "learner.workers": 1, "learner.lr": 0, "learner.warmup": 0, "learner.weight_decay": 0, "learner.updates": 1,
@@ -123,7 +142,7 @@ AT_LEAST: dict[str, float] = {
 }  # fmt: skip
 
 
-FIELDS = ("prompt", "answer", "response", "reward", "id")  # what a task's row may say
+FIELDS = ("prompt", "answer", "response", "reward", "info", "id")  # what a task's row may say
 OURS = {  # what the recipe says elsewhere, and these mappings must not say again
     "learner.deepspeed": ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
                           "optimizer", "scheduler"),

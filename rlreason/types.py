@@ -21,6 +21,7 @@ class Task:
     answer: str | None = None  # what rewards compare with
     response: str | None = None  # a whole demonstration; where there is none, the answer is one
     reward: dict[str, float] | None = None  # reward name -> weight; None: what the recipe says
+    info: dict[str, Any] | None = None  # what a reward needs beside the answer: tests of code, choices, …
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class Sample:
     truncated: bool = False  # ended by the length limit
     reward: float | None = None  # None: could not be judged, so it takes no part in training
     parts: dict[str, float | None] = field(default_factory=dict)  # the reward, itemised
+    failures: dict[str, str] = field(default_factory=dict)  # reward name -> how it failed, where it raised, hung, …
 
     @property
     def length(self) -> int:
