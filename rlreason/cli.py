@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,11 +95,18 @@ def train(parsed: argparse.Namespace) -> None:
 
 
 def show(parsed: argparse.Namespace) -> None:
+    from rlreason.algorithms import PRESETS
     from rlreason.config import arithmetic, to_yaml
+    from rlreason.recipe import leaves
 
     many = _pipeline(parsed)
     for name, config in (many.stages if many else {parsed.recipe.stem: _config(parsed)}).items():
-        print(f"# {name}" if many else "", *(f"# {k}: {v}" for k, v in arithmetic(config)), to_yaml(config), sep="\n")
+        lines = [f"# {name}"] if many else []
+        if preset := PRESETS.get(config.algorithm.preset):
+            stands_for = (f"{key}: {json.dumps(value)}" for key, value in leaves(preset.settings))
+            lines += [f"# preset {config.algorithm.preset}: {preset.paper}", *(f"#   {line}" for line in stands_for)]
+        lines += [f"# {key}: {value}" for key, value in arithmetic(config)]
+        print(*lines, to_yaml(config), sep="\n")
 
 
 def evaluate(parsed: argparse.Namespace) -> None:

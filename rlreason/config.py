@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
-from rlreason.algorithms import ADVANTAGES, AVERAGES, FILTERS, LOSSES
+from rlreason.algorithms import ADVANTAGES, AVERAGES, CORRECTIONS, COVARIANCE, FILTERS, KL, LOSSES, PRESETS
+from rlreason.named import find, near, wrong_options
 from rlreason.rewards import find as find_reward
 
 
@@ -52,13 +53,35 @@ class LoopConfig:
 
 @dataclass
 class AlgorithmConfig:
+    preset: str = ""  # the method of a paper, by name; the options below win over it
     answers: str = "policy"  # who answers: policy (vLLM) or recorded (the tasks' own responses)
     keep: str = "all"  # which groups are trained on: all, or those whose rewards differ
+    refill: bool = True  # a group that is not kept is replaced by another; else the step has fewer
+    overlong: str = "keep"  # a truncated sample is trained on (keep), is not (mask), or loses reward before it is (soft)
+    overlong_buffer: int = 0  # soft: tokens before rollout.max_tokens over which the reward falls; 0 is a fifth of them
     advantage: str = "grpo"
+    advantage_options: dict[str, Any] = field(default_factory=dict)
     loss: str = "clip"
-    clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float = 0.28
+    loss_options: dict[str, Any] = field(default_factory=dict)  # clip: {low: 0.2, high: 0.28, dual: 0}
     per: str = "token"  # what the loss is a mean of: token, sequence, prompt or constant
+    kl: str = "k3_ratio"  # estimator of the KL to the reference in the loss
+    kl_loss: float = 0.0  # times that is added to the loss of every token
+    kl_reward: float = 0.0  # times log(policy / reference) of the whole answer is taken from its reward
+    kl_credit: float = 0.0  # times log(policy / reference) of a token is taken from its advantage
+    reference: str = ""  # a model's name or directory: the teacher of a distillation; empty: the run's first weights
+    reference_every: int = 0  # steps after which the reference becomes the policy of the day; 0 is never
+    proximal: str = "auto"  # whose log-probabilities ratios compare with: the sampler's, or the learner's before the step
+    correction: str = "token_tis"  # weight of a token by learner / sampler; 1 where they agree
+    correction_options: dict[str, Any] = field(default_factory=dict)
+    off_policy_mask: float = 0.0  # leave out bad answers whose mean log(sampler / policy) exceeds it; 0 is off
+    covariance: str = "none"  # clip_cov or kl_cov: keep the few tokens that make entropy collapse from doing so
+    covariance_options: dict[str, Any] = field(default_factory=dict)
+    entropy: float = 0.0  # times the entropy of every token is added to the objective
+
+    @property
+    def compares(self) -> bool:
+        """Is the policy compared with a reference?"""
+        return bool(self.kl_loss or self.kl_reward or self.kl_credit)
 
 
 @dataclass
@@ -126,16 +149,19 @@ CHOICES: dict[str, Sequence[str]] = {
     "tasks.curriculum": ("none", "hard", "frontier"),
     "algorithm.answers": ("policy", "recorded"),
     "algorithm.keep": [*FILTERS],
-    "algorithm.advantage": [*ADVANTAGES],
-    "algorithm.loss": [*LOSSES],
     "algorithm.per": AVERAGES,
+    "algorithm.overlong": ("keep", "mask", "soft"),
+    "algorithm.kl": [*KL],
+    "algorithm.proximal": ("auto", "sampler", "learner"),
+    "algorithm.covariance": ("none", *COVARIANCE),
     "learner.schedule": ("constant", "linear", "cosine"),
 }
 AT_LEAST: dict[str, float] = {
     "seed": 0, "tasks.max_prompt": 1, "tasks.solved": 0,
     "rewards.workers": 1, "rewards.timeout": 0.1, "rewards.memory": 0.25, "rewards.failures": 0,
     "loop.steps": 1, "loop.groups": 1, "loop.samples": 1, "loop.max_lag": 0, "loop.save_every": 0, "loop.seconds": 0,
-    "algorithm.clip_low": 0, "algorithm.clip_high": 0,
+    "algorithm.overlong_buffer": 0, "algorithm.kl_loss": 0, "algorithm.kl_reward": 0, "algorithm.kl_credit": 0,
+    "algorithm.reference_every": 0, "algorithm.off_policy_mask": 0,
     "learner.workers": 1, "learner.lr": 0, "learner.warmup": 0, "learner.weight_decay": 0, "learner.updates": 1,
     "learner.tokens": 1, "rollout.workers": 1, "rollout.temperature": 1e-3, "rollout.max_tokens": 1,
     "eval.tasks": 0, "eval.samples": 1, "log.rollouts": 0,
@@ -204,7 +230,10 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         for name in names:
             if name in _at(config, key):
                 yield f"{key}.{name}", "is not for a recipe to say: rlreason sets it from its other options"
+    yield from _methods(algorithm)
     recorded = algorithm.answers == "recorded"
+    if recorded and algorithm.compares:
+        yield "algorithm.kl_loss", "recorded answers have no log-probabilities of a sampler to compare with a reference's"
     if recorded != (algorithm.loss == "nll"):
         yield "algorithm.loss", f"{algorithm.loss} with answers: {algorithm.answers}: recorded answers have no " \
                                 "log-probabilities of a sampler, and go with the loss nll only"  # fmt: skip
@@ -212,7 +241,7 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         yield "loop.samples", f"{loop.samples}, but a recorded task has one answer: say 1"
     if recorded and loop.max_lag:
         yield "loop.max_lag", "recorded answers do not age: say 0"
-    if not recorded and loop.samples == 1 and algorithm.advantage in ADVANTAGES:
+    if not recorded and loop.samples == 1 and algorithm.advantage not in ("none", "raw", "reinforce_pp"):
         yield "loop.samples", f"with one sample per task the advantage {algorithm.advantage} is always 0: say 2 or more"
     if config.learner.updates > loop.groups:
         yield "learner.updates", f"{config.learner.updates} optimizer steps cannot share {loop.groups} groups"
@@ -221,6 +250,33 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
             yield "model", "is neither a name or directory nor {from_config: …}"
         elif not isinstance(config.model["from_config"], dict) or "model_type" not in config.model["from_config"]:
             yield "model", "from_config has to say its model_type, such as qwen2"
+
+
+def _methods(algorithm: AlgorithmConfig) -> Iterator[tuple[str, str]]:
+    """Functions that are not there, and options that they do not have."""
+    registries: dict[str, dict[str, Any]] = {"advantage": ADVANTAGES, "loss": LOSSES, "correction": CORRECTIONS}
+    for kind, registry in registries.items():
+        function, problem = find(registry, getattr(algorithm, kind))
+        if function is None:
+            yield f"algorithm.{kind}", problem
+        else:
+            yield from _options(f"algorithm.{kind}_options", function, getattr(algorithm, f"{kind}_options"))
+    if algorithm.covariance in COVARIANCE:
+        yield from _options("algorithm.covariance_options", COVARIANCE[algorithm.covariance], algorithm.covariance_options)
+    if algorithm.preset and algorithm.preset not in PRESETS:
+        yield "algorithm.preset", f"{algorithm.preset!r} is not one of {', '.join(PRESETS)}{near(algorithm.preset, PRESETS)}"
+    if algorithm.reference_every and not algorithm.compares:
+        yield "algorithm.reference_every", "nothing compares with the reference: say kl_loss, kl_reward or kl_credit"
+    if algorithm.reference_every and algorithm.reference:
+        yield "algorithm.reference_every", "a reference that is named stays what it is"
+    if algorithm.advantage == "none" and not algorithm.kl_credit:
+        yield "algorithm.advantage", "none learns from kl_credit alone, which is 0"
+    if algorithm.preset == "distill" and not algorithm.reference:
+        yield "algorithm.reference", "is missing: name the teacher's model"
+
+
+def _options(key: str, function: Callable[..., Any], given: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    return ((f"{key}.{name}", problem) for name, problem in wrong_options(function, given))
 
 
 def _at(config: Any, key: str) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ import deepspeed
 import numpy as np
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rlreason.algorithms import ADVANTAGES, LOSSES
+from rlreason.algorithms import FILTERS, objective
+from rlreason.algorithms.columns import columns
+from rlreason.algorithms.mismatch import summary
 from rlreason.config import Config
+from rlreason.frozen import Frozen
 from rlreason.types import Batch, Group, Metrics, Sample, micro_batches, token_weights
 from rlreason.weights import Handle, Publisher
 
@@ -30,6 +35,12 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     scaled = logits[:, :-1].float() / temperature
     logp = -torch.nn.functional.cross_entropy(scaled.transpose(1, 2), tokens[:, 1:], reduction="none")
     return torch.nn.functional.pad(logp, (1, 0))
+
+
+def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy, in nats, of the distribution each token was drawn from; 0 for the first. [N, T, V] -> [N, T], float32."""
+    logp = torch.log_softmax(logits[:, :-1].float() / temperature, -1)
+    return torch.nn.functional.pad(-(logp.exp() * logp).sum(-1), (1, 0))
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -81,6 +92,7 @@ class Learner:
         else:
             policy = AutoModelForCausalLM.from_pretrained(model, config=about, **options)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
+        reference = self._reference(policy, options) if config.algorithm.compares else None
         if config.learner.gradient_checkpointing:
             policy.gradient_checkpointing_enable()
         policy.train()
@@ -100,6 +112,8 @@ class Learner:
             | config.learner.deepspeed,
         )
         self.stage = self.engine.zero_optimization_stage()
+        whole = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": self.gpu}, "zero_optimization": {"stage": 3}}
+        self.reference = Frozen(reference, self.device, self.stage == 3, whole) if reference is not None else None
         generator = torch.Generator().manual_seed(config.seed)
         vocabulary = policy.config.get_text_config().vocab_size
         self.canary: list[int] = torch.randint(vocabulary, (CANARY,), generator=generator).tolist()
@@ -108,38 +122,53 @@ class Learner:
     def step(self, groups: list[Group]) -> Metrics:
         """Learn from every judged sample of `groups`, in `learner.updates` optimizer steps over a part of them each.
 
-        `policy_gap` and `entropy` are those of the first update, before which nothing has moved. Entropy is the mean
-        of -log p over the sampled tokens, an unbiased estimate that costs nothing.
+        Credit looks at the whole batch. `policy_gap`, `mismatch/*` and `entropy` are those of the first update, before
+        which nothing has moved. Entropy is the mean of -log p over the sampled tokens, an unbiased estimate that costs
+        nothing.
         """
-        updates = self.config.learner.updates
-        parts = [groups[i::updates] for i in range(updates)]
-        first, *rest = [self._update(part) for part in parts]
+        config, algorithm, updates = self.config, self.config.algorithm, self.config.learner.updates
+        kept = [group for group in groups if FILTERS[algorithm.keep](group)]
+        samples = [s for group in kept for s in group.judged()]
+        reference = self._logprobs(self.reference, samples) if self.reference else None
+        own = columns(kept, algorithm, config.tasks.reward, config.rollout.max_tokens, reference, config.seed + self.version)
+        if self._proximal() == "learner" and updates > 1:  # with one update it is the policy that is being trained
+            own["old"] = self._logprobs(self._logits, samples)
+        numbers = [group for group, g in enumerate(kept) for _ in g.judged()]
+        metrics = []
+        for part in range(updates):
+            rows = [i for i, number in enumerate(numbers) if number % updates == part]
+            if algorithm.overlong == "mask":
+                rows = [i for i in rows if not samples[i].truncated]
+            metrics.append(self._update([samples[i] for i in rows], [numbers[i] for i in rows],
+                                        {name: [column[i] for i in rows] for name, column in own.items()}))  # fmt: skip
         self.version += 1
-        return first | {key: float(np.mean([m[key] for m in (first, *rest)])) for key in ("loss", "grad_norm")}
+        if self.reference and algorithm.reference_every and self.version % algorithm.reference_every == 0:
+            self.reference.become(self.engine.module)
+        return metrics[0] | {key: float(np.mean([m[key] for m in metrics])) for key in ("loss", "grad_norm")}
 
-    def _update(self, groups: list[Group]) -> Metrics:
+    def _update(self, samples: list[Sample], groups: list[int], own: dict[str, list[Any]]) -> Metrics:
+        """One optimizer step. `own`: columns of the batch, one entry per sample; `groups`: the number of each one's."""
         algorithm, learner = self.config.algorithm, self.config.learner
-        judged = [g.judged() for g in groups]
-        samples = [s for group in judged for s in group]
-        advantages = [a for group in judged if group for a in self._advantages(group)]
-        weights = token_weights(judged, algorithm.per, self.config.rollout.max_tokens)
-        trained = sum(s.length for s in samples)
+        together = [[s for s, number in zip(samples, groups, strict=True) if number == n] for n in dict.fromkeys(groups)]
+        weights = token_weights(together, algorithm.per, self.config.rollout.max_tokens)
+        trained = own.pop("trained", [1.0] * len(samples))
+        own["weight"] = [weight * share for weight, share in zip(weights, trained, strict=True)]
+        here = self._proximal() == "learner" and "old" not in own
 
         plan = micro_batches([len(s.tokens) for s in samples], self.world, learner.tokens)[self.rank]
-        sums = torch.zeros(3, dtype=torch.float64)  # loss, |log p learner - log p sampler|, -log p
-        padded = 0
+        sums: dict[str, Tensor] = {}
         for i, rows in enumerate(plan):
             self.engine.set_gradient_accumulation_boundary(i == len(plan) - 1)
-            micro = self._batch([samples[r] for r in rows], [advantages[r] for r in rows], [weights[r] for r in rows])
-            padded += micro.tokens.numel()
-            logits = self.engine(input_ids=micro.tokens, use_cache=False).logits
+            micro = self._batch([samples[r] for r in rows], {name: [column[r] for r in rows] for name, column in own.items()})
+            logits = self._logits(micro.tokens)
             logp = token_logprobs(logits, micro.tokens, self.config.rollout.temperature)
-            per_token = LOSSES[algorithm.loss](logp, micro, algorithm.clip_low, algorithm.clip_high)
+            entropy = token_entropy(logits, self.config.rollout.temperature) if algorithm.entropy else None
+            per_token, seen = objective(logp, micro._replace(old=logp.detach()) if here else micro, algorithm, entropy)
             loss = (per_token * micro.weight).sum()
             self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over ranks, and the loss is a sum
-            with torch.no_grad():
-                gap = ((logp - micro.logprobs).abs() * micro.mask).sum()
-                sums += torch.stack([loss, gap, -(logp * micro.mask).sum()]).double().cpu()
+            seen |= {"loss": loss.detach(), "padded": loss.new_tensor(micro.tokens.numel())}
+            for name, value in seen.items():
+                sums[name] = sums.get(name, 0.0) + value.double().cpu()
         before = None if self.moved else self._fingerprints()
         lr = self.engine.get_lr()[0]
         grad_norm = self._plain_norm()
@@ -147,27 +176,61 @@ class Learner:
         grad_norm = float(self.engine.get_global_grad_norm() or grad_norm)
         if before is not None and grad_norm > 0:
             self._assert_moved(before)
-        torch.distributed.all_reduce(totals := torch.cat([sums, torch.tensor([float(padded)])]).to(self.device))
-        loss_sum, gap_sum, entropy_sum, padded_sum = totals.tolist()
+        torch.distributed.all_reduce(values := torch.stack([*sums.values()]).to(self.device))
+        totals = dict(zip(sums, values.tolist(), strict=True))
         real = sum(len(s.tokens) for s in samples)
-        metrics = {"loss": loss_sum, "grad_norm": grad_norm, "lr": lr, "padding": 1 - real / max(padded_sum, 1)}
+        metrics = {"loss": totals["loss"], "grad_norm": grad_norm, "lr": lr, "padding": 1 - real / max(totals["padded"], 1)}
         if algorithm.answers == "policy":
-            metrics |= {"policy_gap": gap_sum / max(trained, 1), "entropy": entropy_sum / max(trained, 1)}
+            metrics |= summary(totals) | {"entropy": totals["entropy"] / max(totals["tokens"], 1)}
+            if self.reference:
+                metrics["reference_kl"] = totals["reference_kl"] / max(totals["tokens"], 1)
         return metrics
 
-    def _advantages(self, group: list[Sample]) -> list[float]:
-        if self.config.algorithm.answers == "recorded":
-            return [1.0] * len(group)  # nll does not look at it
-        rewards = np.array([s.reward for s in group], np.float64)
-        return ADVANTAGES[self.config.algorithm.advantage](rewards).tolist()
+    def _proximal(self) -> str:
+        """Whose log-probabilities ratios compare with.
 
-    def _batch(self, samples: list[Sample], advantages: list[float], weights: list[float]) -> Batch:
-        if not samples:  # a rank that has run out still takes part: under ZeRO-3 a forward pass is a collective
-            nothing = np.zeros((1, 2), np.float32)
-            arrays = Batch(nothing.astype(np.int64), *[nothing] * 4)
-        else:
-            arrays = Batch.collate(samples, advantages, weights)
-        return Batch(*(torch.from_numpy(a).to(self.device) for a in arrays))
+        The learner's cost nothing with one update a step, and where sampler and learner differ they tell a moving
+        policy from a mismatch (decoupled PPO, 2110.00641). Else the sampler's serve, and save a forward pass.
+        """
+        asked = self.config.algorithm.proximal
+        differ = self.gpu or self.config.loop.max_lag > 0
+        return asked if asked != "auto" else "learner" if differ or self.config.learner.updates == 1 else "sampler"
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.engine(input_ids=tokens, use_cache=False).logits
+        return logits
+
+    @torch.no_grad()
+    def _logprobs(self, model: Callable[[Tensor], Tensor], samples: list[Sample]) -> list[NDArray[np.float32]]:
+        """Of every sample's tokens under `model`, [P + A] each: every rank works out its share, and gets all."""
+        plan = micro_batches([len(s.tokens) for s in samples], self.world, self.config.learner.tokens)[self.rank]
+        mine: dict[int, NDArray[np.float32]] = {}
+        for rows in plan:
+            tokens = self._batch([samples[r] for r in rows], {}).tokens
+            logp = token_logprobs(model(tokens), tokens, self.config.rollout.temperature).cpu().numpy()
+            mine |= {r: logp[i, : len(samples[r].tokens)] for i, r in enumerate(rows)}
+        shares: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(shares, mine)
+        found = {r: logp for share in shares for r, logp in share.items()}
+        return [found[r] for r in range(len(samples))]
+
+    def _batch(self, samples: list[Sample], own: dict[str, list[Any]]) -> Batch:
+        """A micro-batch on the device. A rank that has run out of samples gets one row of padding, for it still takes
+        part: under ZeRO-3 a forward pass is a collective."""
+        batch = Batch.collate(samples, **own)
+        if not samples:
+            batch = Batch(*(np.zeros((1, 2), column.dtype) for column in batch))
+        return Batch(*(torch.from_numpy(column).to(self.device) for column in batch))
+
+    def _reference(self, policy: nn.Module, options: dict[str, Any]) -> nn.Module:
+        """The model that the policy is compared with: its own first weights, or the one that the recipe names."""
+        name = self.config.algorithm.reference
+        if not name:
+            return copy.deepcopy(policy)
+        if AutoTokenizer.from_pretrained(name).get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(f"algorithm.reference: {name} has another tokenizer than the model, so their tokens cannot be "
+                             "compared")  # fmt: skip
+        return AutoModelForCausalLM.from_pretrained(name, **options)
 
     def _plain_norm(self) -> float:
         """The gradient's norm before clipping; DeepSpeed tells it for every set-up but ZeRO 0 in float32."""
@@ -204,12 +267,16 @@ class Learner:
     def save(self, path: str, state: dict[str, Any]) -> None:
         """Write this rank's part of a checkpoint; it counts once `checkpoint.commit` has written its manifest."""
         self.engine.save_checkpoint(path, tag="deepspeed", client_state=state, save_latest=False)
+        if self.reference and self.config.algorithm.reference_every:  # else it is what it was at the start
+            self.reference.save(path, self.rank)
 
     def restore(self, path: str) -> dict[str, Any]:
         """Go back to a committed checkpoint."""
         loaded, state = self.engine.load_checkpoint(path, tag="deepspeed")
         if loaded is None:
             raise FileNotFoundError(f"{path} does not hold what its manifest promises")
+        if self.reference:
+            self.reference.restore(path)
         self.version = state["version"]
         return dict(state)
 

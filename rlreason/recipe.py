@@ -13,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlreason.algorithms import PRESETS
 from rlreason.config import Config, impossible
 from rlreason.errors import RecipeError
 
@@ -58,8 +59,14 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> tuple[list[Setting], list[s
         more, wrong = read((path.parent / base).resolve(), (*seen, path))
         settings += more
         problems += wrong
-    settings += [Setting(k, v, f"{shown(path)}:{lines.get(k, 1)}") for k, v in leaves(values)]
+    settings += ordered([Setting(k, v, f"{shown(path)}:{lines.get(k, 1)}") for k, v in leaves(values)])
     return settings, problems
+
+
+def ordered(settings: Sequence[Setting]) -> list[Setting]:
+    """A preset before what wins over it, a method before its options: within one source their order means nothing."""
+    first = ("algorithm.preset", "algorithm.advantage", "algorithm.loss")
+    return sorted(settings, key=lambda s: first.index(s.key) if s.key in first else len(first))
 
 
 def shown(path: Path) -> str:
@@ -81,7 +88,7 @@ def command_line(overrides: Sequence[str], where: str = "command line") -> tuple
             problems.append(f"{where}: {override!r}: {' '.join(str(error).split())}")
             continue
         settings += [Setting(k, v, where) for k, v in leaves(value)]
-    return settings, problems
+    return ordered(settings), problems
 
 
 def build(settings: Sequence[Setting], source: str) -> Config:
@@ -93,7 +100,10 @@ def build(settings: Sequence[Setting], source: str) -> Config:
     node: DictConfig = OmegaConf.structured(Config)
     origin: dict[str, str] = {}
     wrong: set[str] = set()
-    for setting in settings:
+    for setting in expanded(settings):
+        for method in ("advantage", "loss", "correction"):  # the options of another mean something else to this one
+            if setting.key == f"algorithm.{method}" and setting.value != node.algorithm[method]:
+                node.algorithm[f"{method}_options"] = {}
         if problem := _problem(node, setting):
             problems.append(f"{setting.where}: {problem}")
             wrong.add(setting.key)
@@ -114,6 +124,15 @@ def build(settings: Sequence[Setting], source: str) -> Config:
     if problems:
         raise RecipeError(problems)
     return config
+
+
+def expanded(settings: Sequence[Setting]) -> Iterator[Setting]:
+    """`settings`, each preset followed by what it stands for."""
+    for setting in settings:
+        yield setting
+        if setting.key == "algorithm.preset" and setting.value in PRESETS:
+            where = f"{setting.where} (preset {setting.value})"
+            yield from (Setting(k, v, where) for k, v in leaves(PRESETS[setting.value].settings))
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -73,19 +74,26 @@ class Batch(NamedTuple):
     weight: Any  # float32, mask / denominator: the loss is (weight * per_token_loss).sum()
     advantage: Any  # float32, 0 where mask is 0
     logprobs: Any  # float32, of the policy that sampled
+    old: Any  # float32, of the learner's policy before this step: what ratios compare with
+    reference: Any  # float32, of the reference policy; 0 where the method has none
+    penalty: Any  # float32, what |log r| of this token costs; 0 for nearly all
 
     @classmethod
-    def collate(cls, samples: list[Sample], advantages: list[float], weights: list[float]) -> Batch:
-        """Pad `samples` to the longest of them; `advantages` and `weights` hold one number per sample."""
-        shape = len(samples), max(len(s.tokens) for s in samples)
-        batch = cls(np.zeros(shape, np.int64), *(np.zeros(shape, np.float32) for _ in range(4)))
-        for row, (s, advantage, weight) in enumerate(zip(samples, advantages, weights, strict=True)):
+    def collate(cls, samples: list[Sample], **columns: Sequence[Any]) -> Batch:
+        """Pad `samples` to the longest of them.
+
+        A column holds one value per sample: a number for all its trained tokens, or an array as long as `tokens`.
+        `old` is `logprobs` where it is not given, and the other columns are 0.
+        """
+        shape = len(samples), max((len(s.tokens) for s in samples), default=2)
+        batch = cls(np.zeros(shape, np.int64), *(np.zeros(shape, np.float32) for _ in cls._fields[1:]))
+        for row, s in enumerate(samples):
             end = len(s.tokens)
             batch.tokens[row, :end] = s.tokens
             batch.mask[row, :end] = s.mask
-            batch.weight[row, :end] = s.mask * weight
-            batch.advantage[row, :end] = s.mask * advantage
-            batch.logprobs[row, :end] = s.logprobs
+            batch.logprobs[row, :end] = batch.old[row, :end] = s.logprobs
+            for name, values in columns.items():
+                getattr(batch, name)[row, :end] = s.mask * values[row]
         return batch
 
 
@@ -141,5 +149,5 @@ def micro_batches(lengths: list[int], ranks: int, budget: int) -> list[list[list
                 cuts.append([i])
                 real = lengths[i]
         plan.append(cuts)
-    rounds = max(map(len, plan))
+    rounds = max(1, *map(len, plan))
     return [cuts + [[] for _ in range(rounds - len(cuts))] for cuts in plan]

@@ -1,10 +1,13 @@
 """Recipes: how they compose, and that every mistake in them is told before anything starts."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from rlreason import pipeline
+from rlreason.algorithms import PRESETS
+from rlreason.cli import main
 from rlreason.config import arithmetic
 from rlreason.errors import RecipeError
 from rlreason.recipe import load, read
@@ -79,8 +82,18 @@ def test_numbers_as_people_write_them(recipe):
         ("loop: {samples: 0}\n", "run.yaml:4: loop.samples: 0 is below 1"),
         (
             "algorithm: {loss: clp}\n",
-            "run.yaml:4: algorithm.loss: 'clp' is not one of nll, clip, cispo, gspo; did you mean clip?",
+            "run.yaml:4: algorithm.loss: 'clp' is not one of clip, cispo, gspo, gmpo, sapo, dppo, nll; did you mean clip?",
         ),
+        (
+            "algorithm: {loss_options: {hgh: 3}}\n",
+            "run.yaml:4: algorithm.loss_options.hgh: is no option of clip; did you mean high?",
+        ),
+        ("algorithm: {loss_options: {high: big}}\n", "algorithm.loss_options.high: 'big' is not of the type float"),
+        ("algorithm: {advantage: passk, advantage_options: {k: 2.5}}\n", "advantage_options.k: 2.5 is not of the type int"),
+        ("algorithm: {preset: dap}\n", "run.yaml:4: algorithm.preset: 'dap' is not one of r1, dapo"),
+        ("algorithm: {preset: distill}\n", "algorithm.reference: is missing: name the teacher's model"),
+        ("algorithm: {reference_every: 3}\n", "nothing compares with the reference"),
+        ("algorithm: {advantage: none}\n", "none learns from kl_credit alone"),
         ("algorithm: {loss: nll}\n", "run.yaml:4: algorithm.loss: nll with answers: policy"),
         ("loop: {samples: 1}\n", "run.yaml:4: loop.samples: with one sample per task"),
         ("rollout: {vllm: {seed: 1}}\n", "run.yaml:4: rollout.vllm.seed: is not for a recipe to say"),
@@ -213,3 +226,49 @@ def test_a_pipeline_with_a_mistake_is_refused(pipe, stages, override, told):
     with pytest.raises(RecipeError) as caught:
         pipeline.load(pipe(stages), [override] if override else [])
     assert any(told in p for p in caught.value.problems)
+
+
+# ---- presets ----
+
+
+def test_a_preset_stands_for_its_settings_and_what_is_said_wins(recipe):
+    config = load(recipe("algorithm: {loss_options: {high: 0.3}, preset: dapo}\n"))
+    assert (config.algorithm.keep, config.algorithm.overlong, config.algorithm.per) == ("differ", "soft", "token")
+    assert config.algorithm.loss_options == {"low": 0.2, "high": 0.3}
+
+
+def test_a_preset_reaches_beyond_the_algorithm_and_what_is_said_wins_there_too(recipe):
+    path = recipe("algorithm: {preset: scale_rl}\n")
+    assert load(path).tasks.solved == 0.9
+    assert load(path, ["tasks.solved=0.5", "algorithm.preset=scale_rl"]).tasks.solved == 0.5
+
+
+def test_another_loss_does_not_take_over_the_options_of_the_first(recipe):
+    config = load(recipe("algorithm: {preset: dapo}\n"), ["algorithm.loss=gspo"])
+    assert config.algorithm.loss_options == {}
+    config = load(recipe("algorithm: {loss_options: {high: 0.01}, loss: gspo}\n"))
+    assert config.algorithm.loss_options == {"high": 0.01}
+
+
+@pytest.mark.parametrize("name", [*PRESETS])
+def test_every_preset_can_be_loaded_and_names_its_paper(recipe, name):
+    more = ["algorithm.reference=some/teacher"] if name == "distill" else []
+    config = load(recipe(f"algorithm: {{preset: {name}}}\n"), more)
+    assert config.algorithm.preset == name
+    assert re.search(r"\d{4}\.\d{5}", PRESETS[name].paper)
+
+
+def test_config_shows_what_a_preset_stands_for(recipe, capsys):
+    main(["config", str(recipe("algorithm: {preset: r1}\n"))])
+    told = capsys.readouterr().out
+    assert "# preset r1: DeepSeek-R1 (2501.12948" in told
+    assert "#   algorithm.reference_every: 400" in told
+    assert "reference_every: 400" in told.partition("\nmodel:")[2]
+
+
+def test_a_method_of_ones_own_is_named_by_its_path(recipe, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def loss(logp, batch, scale=1.0):\n    return -scale * logp * batch.advantage\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load(recipe("algorithm: {loss: mine.loss, loss_options: {scale: 2}}\n"))
+    assert config.algorithm.loss == "mine.loss"
+    assert "is no option of loss" in problems(recipe("algorithm: {loss: mine.loss, loss_options: {scael: 2}}\n"))[0]

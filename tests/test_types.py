@@ -9,12 +9,15 @@ from rlreason.types import Batch, Group, Task, micro_batches, token_weights
 
 
 def test_collate_pads_on_the_right_with_nothing(sample):
-    batch = Batch.collate([sample(1, 2), sample(2, 3)], [1.0, -2.0], [0.5, 0.25])
+    rows = [sample(1, 2), sample(2, 3)]
+    batch = Batch.collate(rows, advantage=[1.0, -2.0], weight=[0.5, np.array([9, 9, 1, 2, 3])])
     assert batch.tokens.tolist() == [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]]
     assert batch.mask.tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]]
-    assert batch.weight.tolist() == [[0, 0.5, 0.5, 0, 0], [0, 0, 0.25, 0.25, 0.25]]
+    assert batch.weight.tolist() == [[0, 0.5, 0.5, 0, 0], [0, 0, 1, 2, 3]]
     assert batch.advantage.tolist() == [[0, 1, 1, 0, 0], [0, 0, -2, -2, -2]]
-    assert batch.logprobs.tolist() == [[0, -1, -1, 0, 0], [0, 0, -1, -1, -1]]
+    assert batch.logprobs.tolist() == batch.old.tolist() == [[0, -1, -1, 0, 0], [0, 0, -1, -1, -1]]
+    assert not batch.reference.any()
+    assert not batch.penalty.any()
 
 
 @pytest.mark.parametrize(

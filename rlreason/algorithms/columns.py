@@ -1,0 +1,114 @@
+"""From the groups of a step to the columns of its batch: credit, and what each token is worth. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlreason.algorithms.covariance import COVARIANCE, covariance
+from rlreason.algorithms.credit import ADVANTAGES, Scores
+from rlreason.named import found, options
+from rlreason.types import Group, Sample
+
+if TYPE_CHECKING:
+    from rlreason.config import AlgorithmConfig
+
+Column = list[Any]  # one number per sample, or an array as long as its tokens
+
+
+def columns(
+    groups: Sequence[Group],
+    algorithm: AlgorithmConfig,
+    weights: Mapping[str, float],
+    limit: int,
+    reference: Sequence[NDArray[np.float32]] | None = None,
+    seed: int = 0,
+) -> dict[str, Column]:
+    """`advantage`, and where the method has them `reference`, `penalty` and `trained`, for the judged samples of `groups`.
+
+    `weights` are those of the rewards, where a task has none of its own; `limit` is the longest answer in tokens.
+    `reference` holds log-probabilities of each sample's tokens, [P + A]. `trained` (1 or 0) multiplies the weight of a
+    token. The columns of a sample depend on the whole batch, so they are made before it is cut.
+    """
+    samples = [s for group in groups for s in group.judged()]
+    if algorithm.answers == "recorded":
+        return {"advantage": [1.0] * len(samples)}  # nll does not look at it
+    drift = [_drift(s, r) for s, r in zip(samples, reference, strict=True)] if reference is not None else None
+    scores = score(groups, algorithm, weights, limit, drift)
+    advantage: Column = list(found(ADVANTAGES, algorithm.advantage)(scores, **algorithm.advantage_options))
+    result: dict[str, Column] = {}
+    if algorithm.covariance != "none" and samples:
+        result |= _chosen(samples, advantage, algorithm, seed)
+    if algorithm.kl_credit and drift is not None:
+        advantage = [a - algorithm.kl_credit * d for a, d in zip(advantage, drift, strict=True)]
+    if reference is not None:
+        result["reference"] = list(reference)
+    return result | {"advantage": advantage}
+
+
+def score(
+    groups: Sequence[Group],
+    algorithm: AlgorithmConfig,
+    weights: Mapping[str, float],
+    limit: int,
+    drift: Sequence[NDArray[np.float32]] | None = None,
+) -> Scores:
+    """The rewards of a step as credit sees them: soft overlong penalty and KL penalty taken off.
+
+    `drift` is log(policy / reference) of each sample's tokens, 0 where they are not trained on.
+    """
+    judged = [(number, group.task.reward or weights, s) for number, group in enumerate(groups) for s in group.judged()]
+    length = np.array([s.length for _, _, s in judged], np.int64)
+    reward = np.array([s.reward for _, _, s in judged], np.float64)
+    names = list(dict.fromkeys(name for _, own, _ in judged for name in own))
+    parts = {name: np.array([_number(s.parts.get(name)) for _, _, s in judged]) for name in names}
+    share = {name: np.array([own.get(name, 0.0) for _, own, _ in judged]) for name in names}
+    if algorithm.overlong == "soft":
+        parts["overlong"] = np.array([overlong_penalty(n, limit, algorithm.overlong_buffer) for n in length], np.float64)
+        share["overlong"] = np.ones(len(judged))
+        reward = reward + parts["overlong"]
+    if algorithm.kl_reward and drift is not None:
+        parts["kl"] = np.array([-float(d.sum()) for d in drift])
+        share["kl"] = np.full(len(judged), algorithm.kl_reward)
+        reward = reward + algorithm.kl_reward * parts["kl"]
+    return Scores(reward, np.array([number for number, _, _ in judged], np.int64), length, parts, share)
+
+
+def overlong_penalty(length: int, limit: int, buffer: int = 0) -> float:
+    """0 up to limit - buffer tokens, then falling linearly to -1 at the limit (DAPO eq. 13, 2503.14476).
+
+    A buffer of 0 is a fifth of the limit, the paper's 4,096 of 20,480.
+    """
+    buffer = min(buffer or max(1, limit // 5), limit)
+    return float(min(0.0, max(-1.0, (limit - buffer - length) / buffer)))
+
+
+def _chosen(samples: list[Sample], advantage: Column, algorithm: AlgorithmConfig, seed: int) -> dict[str, Column]:
+    """Tokens of high covariance: without a gradient under clip_cov, with a penalty under kl_cov."""
+    function = COVARIANCE[algorithm.covariance]
+    flat = covariance(
+        np.concatenate([np.full(s.length, a, np.float64) for s, a in zip(samples, advantage, strict=True)]),
+        np.concatenate([s.logprobs[s.mask] for s in samples]).astype(np.float64),
+    )
+    chosen = function(flat, np.random.default_rng(seed), **algorithm.covariance_options)
+    marks = []
+    for s, part in zip(samples, np.split(chosen, np.cumsum([s.length for s in samples])[:-1]), strict=True):
+        mark = np.zeros(len(s.tokens), np.float32)
+        mark[s.mask] = part
+        marks.append(mark)
+    if algorithm.covariance == "clip_cov":
+        return {"trained": [1 - mark for mark in marks]}
+    coefficient = (options(function) | algorithm.covariance_options)["coefficient"]
+    return {"penalty": [coefficient * mark for mark in marks]}
+
+
+def _drift(sample: Sample, reference: NDArray[np.float32]) -> NDArray[np.float32]:
+    drift: NDArray[np.float32] = (sample.logprobs - reference) * sample.mask
+    return drift
+
+
+def _number(part: float | None) -> float:
+    return np.nan if part is None else part

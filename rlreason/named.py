@@ -1,0 +1,63 @@
+"""Functions that a recipe names: one of ours, or a user's by its import path; and the options that it gives them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+
+def find(registry: Mapping[str, Callable[..., Any]], name: str) -> tuple[Callable[..., Any] | None, str]:
+    """The function of that name, or what is wrong with it. A dotted name is imported: my_package.my_loss."""
+    if name in registry:
+        return registry[name], ""
+    module, dot, attribute = name.rpartition(".")
+    if not dot:
+        return (
+            None,
+            f"{name!r} is not one of {', '.join(registry)}{near(name, registry)}; nor of the form my_package.my_function",
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        return None, f"{name}: {error}"
+    return (found, "") if callable(found) else (None, f"{name} is not a function")
+
+
+def found(registry: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:
+    """The function of that name. Raises `ValueError`."""
+    function, problem = find(registry, name)
+    if function is None:
+        raise ValueError(problem)
+    return function
+
+
+def options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a function, with their defaults: its parameters that have one."""
+    return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+
+
+def wrong_options(function: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(option, problem) for what is wrong with the options that a recipe gives to `function`."""
+    known = options(function)
+    for name, value in given.items():
+        if name not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has no options"
+            yield name, f"is no option of {function.__name__}{near(name, known)}; {has}"
+            continue
+        kind = type(known[name])
+        if kind in (bool, int, float, str) and not _fits(value, kind):
+            yield name, f"{value!r} is not of the type {kind.__name__}"
+
+
+def near(name: str, names: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
