@@ -211,8 +211,14 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         if _at(config, key) < least:
             yield key, f"{_at(config, key)} is below {least:g}"
     tasks, loop, algorithm = config.tasks, config.loop, config.algorithm
-    if bool(tasks.path) == bool(tasks.generate):
-        yield "tasks.path", "say where the tasks come from: either tasks.path or tasks.generate"
+    if [bool(tasks.path), bool(tasks.generate), bool(tasks.mixture)].count(True) != 1:
+        yield "tasks.path", "say where the tasks come from: tasks.path, tasks.generate or tasks.mixture, and only one of them"
+    if (tasks.solved or tasks.curriculum != "none") and algorithm.answers == "recorded":
+        yield "tasks.solved", "and tasks.curriculum go by what the policy answers, and the answers are recorded"
+    if (tasks.solved or tasks.curriculum != "none") and tasks.generate:
+        yield "tasks.solved", "and tasks.curriculum mean nothing here: a generated task never comes again"
+    if tasks.solved > 1:
+        yield "tasks.solved", f"{tasks.solved} is a pass rate, and at most 1"
     for name in tasks.fields:
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, n=1)
@@ -230,7 +236,7 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         for name in names:
             if name in _at(config, key):
                 yield f"{key}.{name}", "is not for a recipe to say: rlreason sets it from its other options"
-    yield from _methods(algorithm)
+    yield from _methods(algorithm, config.rollout.max_tokens)
     recorded = algorithm.answers == "recorded"
     if recorded and algorithm.compares:
         yield "algorithm.kl_loss", "recorded answers have no log-probabilities of a sampler to compare with a reference's"
@@ -252,7 +258,7 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
             yield "model", "from_config has to say its model_type, such as qwen2"
 
 
-def _methods(algorithm: AlgorithmConfig) -> Iterator[tuple[str, str]]:
+def _methods(algorithm: AlgorithmConfig, limit: int) -> Iterator[tuple[str, str]]:
     """Functions that are not there, and options that they do not have."""
     registries: dict[str, dict[str, Any]] = {"advantage": ADVANTAGES, "loss": LOSSES, "correction": CORRECTIONS}
     for kind, registry in registries.items():
@@ -265,6 +271,8 @@ def _methods(algorithm: AlgorithmConfig) -> Iterator[tuple[str, str]]:
         yield from _options("algorithm.covariance_options", COVARIANCE[algorithm.covariance], algorithm.covariance_options)
     if algorithm.preset and algorithm.preset not in PRESETS:
         yield "algorithm.preset", f"{algorithm.preset!r} is not one of {', '.join(PRESETS)}{near(algorithm.preset, PRESETS)}"
+    if algorithm.overlong_buffer > limit:
+        yield "algorithm.overlong_buffer", f"{algorithm.overlong_buffer} is above rollout.max_tokens, which is {limit}"
     if algorithm.reference_every and not algorithm.compares:
         yield "algorithm.reference_every", "nothing compares with the reference: say kl_loss, kl_reward or kl_credit"
     if algorithm.reference_every and algorithm.reference:

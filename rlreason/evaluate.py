@@ -62,5 +62,6 @@ async def evaluate(rollout: Rollout, tasks: Sequence[Task], samples: int, metric
         if values:
             means.append(fmean(values))
     if not means:
-        raise RolloutError(f"none of the {len(tasks)} held-out tasks could be judged by {metric}")
+        failures = (f"; {name} {cause}" for g in groups for s in g.samples for name, cause in s.failures.items())
+        raise RolloutError(f"none of the {len(tasks)} held-out tasks could be judged by {metric}{next(failures, '')}")
     return interval(means), groups

@@ -7,6 +7,7 @@ import math
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -28,13 +29,16 @@ def describe(groups: Sequence[Group]) -> Metrics:
         "truncated": fmean(s.truncated for s in samples),
         "tokens": sum(s.length for s in samples),
         "unjudged": len(samples) - len(judged),
+        "failed": sum(bool(s.failures) for s in samples),  # with a reward that raised, hung, …
         "flat": fmean(len({s.reward for s in g.judged()}) < 2 for g in groups),  # groups without a signal
     }
     if judged:
         metrics["reward"] = fmean(s.reward for s in judged if s.reward is not None)
     for name in dict.fromkeys(name for s in judged for name in s.parts):
-        parts = [part for s in judged if (part := s.parts.get(name)) is not None]
-        metrics[f"reward/{name}"] = fmean(parts)
+        if parts := [part for s in judged if (part := s.parts.get(name)) is not None]:
+            metrics[f"reward/{name}"] = fmean(parts)
+    for name, times in Counter(name for s in samples for name in s.failures).items():
+        metrics[f"failed/{name}"] = times
     return metrics
 
 
@@ -99,7 +103,7 @@ class Journal:
                     "step": step, "task": task.id, "prompt": task.prompt, "answer": task.answer, "text": s.text,
                     "reward": s.reward, "parts": s.parts, "length": s.length, "truncated": s.truncated,
                     "version": s.version,
-                }  # fmt: skip
+                } | ({"failures": s.failures} if s.failures else {})  # fmt: skip
                 f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

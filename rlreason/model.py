@@ -48,15 +48,21 @@ def _reach(name: str) -> None:
         raise RecipeError([f"model: {name} is no directory here, and not to be had from the hub: {why}"]) from None
 
 
-def check_chat(path: str, tasks: Iterable[Task]) -> None:
-    """Refuse chat messages where the model, if it is a directory here, has no chat template."""
-    folder = Path(path)
-    if not folder.is_dir() or not any(isinstance(task.prompt, list) for task in tasks):
+def check_chat(model: Any, tasks: Iterable[Task]) -> None:
+    """Refuse chat messages where the model, if it is a directory here or made, has no chat template."""
+    if not any(isinstance(task.prompt, list) for task in tasks):
+        return
+    if is_made(model):
+        raise RecipeError(["model: the tasks are chat messages, and a model that is made has no chat template; "
+                           "say tasks.chat_template"])  # fmt: skip
+    folder = Path(model)
+    if not folder.is_dir():
         return
     settings = folder / "tokenizer_config.json"
     inside = settings.is_file() and json.loads(settings.read_text()).get("chat_template")
     if not inside and not any(folder.glob("chat_template*")):
-        raise RecipeError([f"model: the tasks are chat messages, but the tokenizer in {path} has no chat template"])
+        raise RecipeError([f"model: the tasks are chat messages, but the tokenizer in {model} has no chat template; "
+                           "say tasks.chat_template"])  # fmt: skip
 
 
 def is_made(model: Any) -> bool:

@@ -14,8 +14,9 @@ from vllm.config import WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
 
 from rlreason.config import Config
-from rlreason.rewards import judge
-from rlreason.tasks import encode
+from rlreason.errors import RolloutError
+from rlreason.rewards.pool import Pool
+from rlreason.tasks.prompts import fit
 from rlreason.types import Group, Sample, Task
 from rlreason.weights import Handle, register
 
@@ -36,6 +37,7 @@ class Rollout:
         """`share`: the learner lives on the same GPU, so the engine can be put to sleep."""
         register()
         self.config, self.version, self.asleep = config, -1, False
+        self.pool = Pool(config.rewards, config.tasks.reward)  # its processes start while the engine loads
         gpu = device == "cuda"
         wanted = max(64, config.tasks.max_prompt + config.rollout.max_tokens)  # 64: room for the learner's canary
         defaults: dict[str, Any] = {
@@ -68,7 +70,7 @@ class Rollout:
         self.pump: asyncio.Task[None] | None = None
 
     async def sample(self, task: Task, n: int, wave: Wave | None = None) -> Group:
-        """Answer `task` `n` times; too long a prompt gives a group without samples.
+        """Answer `task` `n` times; a prompt that is left out for its length gives a group without samples.
 
         The requests of a `wave` enter the engine together and in order: how they are batched, and so the last bit of
         their log-probabilities, must not depend on when their messages arrive.
@@ -79,13 +81,14 @@ class Rollout:
             raise RuntimeError("this engine was asked before it had weights")
         version, rollout = self.version, self.config.rollout
         try:
-            prompt = encode(self.tokenizer, task.prompt)
-        except ValueError:
+            fitted = fit(self.tokenizer, task, self.config.tasks, self.longest)
+        except (ValueError, RolloutError):
             self._admit(None, wave)  # its wave must not wait for it
             raise
-        if len(prompt) > self.longest:
+        if fitted is None:
             self._admit(None, wave)
             return Group(task, [])
+        task, prompt = fitted
         params = SamplingParams(
             n=n,
             temperature=rollout.temperature,
@@ -97,7 +100,8 @@ class Rollout:
             output_kind=RequestOutputKind.FINAL_ONLY,  # else each of the n arrives in an output of its own
         )
         output = await self._ask(prompt, params, wave)
-        return Group(task, [self._judged(task, prompt, answer, version) for answer in output.outputs])
+        judging = (self._judged(task, prompt, answer, version) for answer in output.outputs)
+        return Group(task, await asyncio.gather(*judging))
 
     async def score(self, tokens: list[int]) -> list[float]:
         """Log-probability of each token given those before it, at temperature 1; 0 for the first."""
@@ -142,6 +146,7 @@ class Rollout:
     async def close(self) -> None:
         if self.pump:
             self.pump.cancel()
+        await self.pool.close()
         self.engine.engine_core.shutdown()
 
     def _compare(self, canary: dict[str, Any], seen: list[float], kind: str) -> None:
@@ -197,19 +202,24 @@ class Rollout:
             self.answers.clear()
             raise
 
-    def _judged(self, task: Task, prompt: list[int], answer: Any, version: int) -> Sample:
+    async def _judged(self, task: Task, prompt: list[int], answer: Any, version: int) -> Sample:
         ids = answer.token_ids
         tokens = np.array([*prompt, *ids], np.int32)
         logprobs = np.zeros(len(tokens), np.float32)
         logprobs[len(prompt) :] = [places[t].logprob for t, places in zip(ids, answer.logprobs, strict=True)]
-        reward, parts = judge(task, answer.text, self.config.tasks.reward)
+        truncated = answer.finish_reason == "length"
+        reward, parts, failures = await self.pool.judge(
+            task, answer.text, self.config.tasks.reward,
+            length=len(ids), limit=self.config.rollout.max_tokens, truncated=truncated,
+        )  # fmt: skip
         return Sample(
             tokens=tokens,
             mask=np.arange(len(tokens)) >= len(prompt),
             logprobs=logprobs,
             text=answer.text,
             version=version,
-            truncated=answer.finish_reason == "length",
+            truncated=truncated,
             reward=reward,
             parts=parts,
+            failures=failures,
         )

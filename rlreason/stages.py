@@ -8,8 +8,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from rlreason.config import Config, to_yaml
 from rlreason.display import Display, duration
 from rlreason.errors import Interrupted, RecipeError, StorageError
 from rlreason.evaluate import Score, evaluate
+from rlreason.history import History
 from rlreason.loop import Rollout, train
 from rlreason.metrics import Journal
+from rlreason.rewards.budget import Budget
+from rlreason.rewards.pool import Pool
 from rlreason.tasks import Tasks
 from rlreason.types import Group
 
@@ -50,12 +53,13 @@ def inputs(config: Config) -> Tasks:
         tasks = Tasks(config)
     except RecipeError as error:
         problems += error.problems
-    if not model.is_made(config.model):
-        try:
-            path = model.directory(config.model, Path(config.out))
-            model.check_chat(path, tasks.rows + tasks.held_out if tasks else [])
-        except RecipeError as error:
-            problems += error.problems
+    try:
+        if not model.is_made(config.model):
+            model.directory(config.model, Path(config.out))
+        if tasks and not config.tasks.chat_template:
+            model.check_chat(config.model, tasks.examples())
+    except RecipeError as error:
+        problems += error.problems
     if problems or tasks is None:
         raise RecipeError(problems)
     return tasks
@@ -96,7 +100,10 @@ async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary
     learning, answering = config.learner.workers, config.rollout.workers if not recorded or tasks.held_out else 0
     with Display(name, config.loop.steps) as display, stopping() as stop:
         display.say(f"starting {learning} learners and {answering} engines …")
-        async with cluster.start(config, path, made, learning, answering) as (learners, rollouts):
+        async with (
+            cluster.start(config, path, made, learning, answering) as (learners, rollouts),
+            _answers(config, path, rollouts) as answers,
+        ):
             cursor = await learners.restore(found[0]) if found else 0
             journal = Journal(config, learners.version)
             journal.event("start", step=learners.version, resumed=bool(found))
@@ -107,14 +114,19 @@ async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary
                 await _score(config, "before", tasks, rollouts, display)
 
             training = time.monotonic()
-            answers = _recorded(config, path) if recorded else rollouts
+            budget = Budget(config.rewards.failures, config.loop.groups * config.loop.samples, journal.event, display.say)
+            keep = budget.watch(FILTERS[config.algorithm.keep])
+            history = History(config, tasks, answers, keep, learners.version)
             cursor = await train(
-                config.loop, tasks.stream(cursor), answers, learners,
-                keep=FILTERS[config.algorithm.keep],
-                log=lambda step, groups, metrics: display.step(journal.step(step, groups, metrics)),
-                stop=lambda: stop() or 0 < config.loop.seconds <= time.monotonic() - training,
+                config.loop, history.stream(cursor), history, learners,
+                keep=history.keep,
+                log=lambda step, groups, metrics: display.step(journal.step(step, groups, metrics | history.metrics)),
+                stop=lambda: stop() or history.finished or 0 < config.loop.seconds <= time.monotonic() - training,
                 cursor=cursor,
             )  # fmt: skip
+            if history.finished:
+                journal.event("solved", step=learners.version)
+                display.say(f"every task is solved (tasks.solved: {config.tasks.solved:g}), so there is nothing left to ask")
             if stop():
                 kept = (
                     f"at step {learners.version}, committed in {out / 'checkpoints'}"
@@ -143,12 +155,20 @@ async def _score(config: Config, when: str, tasks: Tasks, rollouts: Rollout, dis
         display.say(f"{config.metric} on held-out tasks {when} training: {result}")
 
 
-def _recorded(config: Config, path: str) -> Rollout:
+@asynccontextmanager
+async def _answers(config: Config, path: str, rollouts: Rollout) -> AsyncIterator[Rollout]:
+    """Who answers in training: the engines, or what was recorded."""
+    if config.algorithm.answers != "recorded":
+        yield rollouts
+        return
     from transformers import AutoTokenizer
 
     from rlreason.recorded import Recorded
 
-    return Recorded(config, AutoTokenizer.from_pretrained(path))
+    log = Path(config.out) / "logs" / "rewards.log"  # the display has the terminal
+    log.parent.mkdir(parents=True, exist_ok=True)
+    async with Pool(config.rewards, config.tasks.reward, log) as pool:
+        yield Recorded(config, AutoTokenizer.from_pretrained(path), pool)
 
 
 def _summary(journal: Journal, steps: int, command: float, begin: float) -> Summary:

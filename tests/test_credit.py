@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rlreason.algorithms import ADVANTAGES, Scores
-from rlreason.algorithms.columns import columns, overlong_penalty, score
+from rlreason.algorithms.columns import columns, score
 from rlreason.config import AlgorithmConfig
+from rlreason.rewards.length import overlong_penalty
 from rlreason.types import Batch, Group, Task
 
 S2, S3 = math.sqrt(2), math.sqrt(3)

@@ -29,6 +29,7 @@ def test_a_batch_is_described_by_hand(groups):
             "truncated": 1 / 3,
             "tokens": 9,
             "unjudged": 1,
+            "failed": 0,
             "flat": 0.5,
             "reward": 0.6,
             "reward/exact": 0.5,

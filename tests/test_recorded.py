@@ -8,6 +8,7 @@ from rlreason.config import Config, RolloutConfig, TasksConfig
 from rlreason.errors import RecipeError
 from rlreason.model import directory
 from rlreason.recorded import Recorded
+from rlreason.rewards.pool import Pool
 from rlreason.types import Task
 
 
@@ -22,7 +23,12 @@ def tokenizer(tmp_path_factory):
 def one(tokenizer, task, **limits):
     tasks = TasksConfig(max_prompt=limits.pop("max_prompt", 9), reward={"exact": 1.0})
     config = Config(model="m", out="o", tasks=tasks, rollout=RolloutConfig(**limits))
-    return asyncio.run(Recorded(config, tokenizer).sample(task, 1)).samples
+
+    async def sample():
+        async with Pool(config.rewards) as pool:
+            return await Recorded(config, tokenizer, pool).sample(task, 1)
+
+    return asyncio.run(sample()).samples
 
 
 def test_the_response_is_trained_on_to_its_end(tokenizer):

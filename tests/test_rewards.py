@@ -1,8 +1,10 @@
 """Rewards, by example."""
 
+from pathlib import Path
+
 import pytest
 
-from rlreason.rewards import REWARDS, find, judge
+from rlreason.rewards import REWARDS, find, weigh, wrong_options
 from rlreason.types import Task
 
 
@@ -48,27 +50,66 @@ def test_format(text, value):
     assert REWARDS["format"](Task("0", "", "b"), text) == value
 
 
-def test_a_reward_is_the_weighted_sum_of_its_parts():
-    total, parts = judge(Task("0", "", "b"), "<think>a</think><answer>b</answer>", {"exact": 1.0, "format": 0.1})
-    assert total == pytest.approx(1.1)
-    assert parts == {"exact": 1.0, "format": 1.0}
+@pytest.mark.parametrize(
+    ("weights", "parts", "total"),
+    [
+        ({"exact": 1.0, "format": 0.1}, {"exact": 1.0, "format": 1.0}, 1.1),
+        ({"exact": 1.0, "cosine": -0.5}, {"exact": 1.0, "cosine": 0.5}, 0.75),
+        ({"exact": 1.0, "format": 0.1}, {"exact": None, "format": 1.0}, None),  # a partial sum would compare unlike things
+        ({"exact": 1.0, "format": 0.0}, {"exact": 1.0, "format": None}, 1.0),  # what is only logged takes nothing away
+        ({"format": 0.0}, {"format": None}, 0.0), ({}, {}, 0.0),
+    ],
+)  # fmt: skip
+def test_a_reward_is_the_weighted_sum_of_its_parts(weights, parts, total):
+    assert weigh(weights, parts) == (None if total is None else pytest.approx(total))
 
 
-def test_a_task_may_name_its_own_rewards():
-    assert judge(Task("0", "", "1.0", reward={"numeric": 2.0}), "1", {"exact": 1.0}) == (2.0, {"numeric": 1.0})
+async def asked(task, text, *, model, length, seconds=1.0, names=()):
+    """As an LLM judge might be: an option that it has to be told, a fact, and a default."""
 
 
-def test_one_part_that_cannot_be_judged_makes_the_whole_unjudged():
-    total, parts = judge(Task("0", "", None), "x", {"exact": 1.0, "format": 0.1})
-    assert total is None
-    assert parts == {"exact": None, "format": 0.0}
+def anything(task, text, **options):
+    """Takes whatever it is given."""
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1"])
-def test_what_is_no_number_is_told_with_function_and_task(value, monkeypatch):
-    monkeypatch.setitem(REWARDS, "mine", lambda task, text: value)
-    with pytest.raises(ValueError, match=r"the reward mine gave .* of task t7"):
-        judge(Task("t7", "", ""), "x", {"mine": 1.0})
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("exact", {}, ""), ("exact", {"timeout": 3}, ""), ("exact", {"timeout": 0.5}, ""),
+        ("exact", {"timeout": 0}, "timeout: 0 is not a number of seconds above 0"),
+        ("exact", {"timeout": "1m"}, "timeout: '1m' is not a number of seconds above 0"),
+        ("exact", {"timeuot": 1}, "timeuot: is no option of exact"), ("exact", ["timeout"], "is not a mapping"),
+        ("exakt", {}, "did you mean exact?"), ("nonesuch.reward", {}, "No module named 'nonesuch'"),
+        ("soft_overlong", {"limit": 5}, "limit: is a fact about each answer"),
+        ("soft_overlong", {"bufer": 5}, "did you mean buffer?"), ("soft_overlong", {"buffer": "x"}, "is not of the type int"),
+        ("test_rewards.asked", {"model": "m", "seconds": 2, "names": [1], "timeout": 9}, ""),
+        ("test_rewards.asked", {}, "test_rewards.asked has to be told its model"),
+        ("test_rewards.asked", {"model": "m", "second": 2}, "did you mean seconds?"),
+        ("test_rewards.anything", {"whatever": [1]}, ""), ("test_rewards.anything", {"truncated": True}, "is a fact"),
+        ("test_rewards.NOTHING", {}, "NOTHING"),
+    ],
+)  # fmt: skip
+def test_options_are_checked_against_the_function(name, options, told, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    problem = wrong_options(name, options)
+    assert told in problem if told else problem == ""
+
+
+NOTHING = 7
+
+
+def test_every_built_in_reward_goes_by_its_name():
+    assert set(REWARDS) == {
+        "exact", "numeric", "math", "choice", "code", "gym", "judge", "format", "language", "cosine", "soft_overlong",
+        "repetition",
+    }  # fmt: skip
+    assert all(wrong_options(name, {}) == "" for name in REWARDS)
+
+
+def test_a_module_that_breaks_on_import_is_told(tmp_path, monkeypatch):
+    (tmp_path / "broken_rewards.py").write_text("x = nonesuch")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find("broken_rewards.mine")[1] == "broken_rewards.mine: NameError: name 'nonesuch' is not defined"
 
 
 def test_rewards_by_import_path():

@@ -1,13 +1,17 @@
 """Tasks: files, generators, their order, and what is held out."""
 
 import json
+from collections import Counter
+from zlib import crc32
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlreason.config import Config, EvalConfig, TasksConfig
 from rlreason.errors import RecipeError
-from rlreason.rewards import judge
-from rlreason.tasks import GENERATORS, Tasks, load
+from rlreason.rewards.answer import exact
+from rlreason.tasks import GENERATORS, Tasks, load, origin
 from rlreason.types import Task
 
 
@@ -32,10 +36,10 @@ def take(stream, n):
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generated_demonstrations_are_wrong_as_often_as_asked(name):
     tasks = [GENERATORS[name](i, noise=0.6) for i in range(3000)]
-    right = sum(judge(t, t.response, {"exact": 1.0})[0] for t in tasks) / 3000
+    right = sum(exact(t, t.response) for t in tasks) / 3000
     assert right == pytest.approx(0.4, abs=0.03)
     clean = [GENERATORS[name](i) for i in range(300)]
-    assert all(judge(t, t.response, {"exact": 1.0})[0] == 1 for t in clean)
+    assert all(exact(t, t.response) == 1 for t in clean)
     assert GENERATORS[name](7, noise=0.6) == GENERATORS[name](7, noise=0.6)
 
 
@@ -135,3 +139,110 @@ def test_a_generator_that_is_not_there():
         Tasks(config(generate="sort", options={"digits": "many"}))
     with pytest.raises(RecipeError, match="not one of sort, add"):
         Tasks(config(generate="srot"))
+
+
+def tiny(number: int, prompts: int = 3) -> Task:
+    return Task(f"t{number}", f"p{number % prompts}", "a")
+
+
+@given(seed=st.integers(0, 50), start=st.integers(0, 300), n=st.integers(1, 9), name=st.sampled_from([*GENERATORS, "file"]))
+@settings(max_examples=60, deadline=None)
+def test_for_any_seed_and_start_a_stream_is_the_rest_of_the_whole(tmp_path_factory, seed, start, n, name):
+    source = {"generate": name}
+    if name == "file":
+        path = tmp_path_factory.mktemp("t") / "t.jsonl"
+        path.write_text("".join(json.dumps({"prompt": str(i), "answer": i}) + "\n" for i in range(n)))
+        source = {"path": str(path)}
+    whole = take(Tasks(config(4, seed, **source)).stream(), 320)
+    assert take(Tasks(config(4, seed, **source)).stream(start), 20) == whole[start : start + 20]
+
+
+def test_a_generated_stream_begins_far_away_at_once():
+    tasks = Tasks(config(generate="add"))
+    made = []
+    source = tasks.sources[0]
+    add, source.make = source.make, lambda number, **options: made.append(number) or add(number, **options)
+    take(tasks.stream(10**12), 100)
+    assert len(made) < 150, "about a seventh more than asked for: those whose prompts are held out"
+
+
+def test_held_out_prompts_of_a_generator_are_distinct_and_all_there_are():
+    """Of the 36 prompts of `prompts: 36`, those whose hash is a multiple of 8."""
+    tasks = Tasks(config(64, generate=f"{__name__}.tiny", options={"prompts": 36}))
+    held = [t.prompt for t in tasks.held_out]
+    assert len(held) == len(set(held)) < 10
+    assert {t.prompt for t in take(tasks.stream(), 2000)} == {f"p{i}" for i in range(36)} - set(held)
+
+
+def test_a_generator_of_too_few_prompts_is_told():
+    none, every = (next(n for n in range(99) if (crc32(f"p{n}".encode()) % 8 == 0) is held) for held in (False, True))
+    only = {"generate": f"{__name__}.only"}
+    with pytest.raises(RecipeError, match="so few different prompts that none can be held out"):
+        Tasks(config(2, **only, options={"which": none}))
+    with pytest.raises(RecipeError, match="so few different prompts that all are held out"):
+        next(Tasks(config(**only, options={"which": every})).stream())
+
+
+def only(number: int, which: int = 0) -> Task:
+    return Task(f"t{number}", f"p{which}", "a")
+
+
+def test_what_is_held_out_does_not_depend_on_templates_or_seeds(jsonl):
+    """A stage must not train on what another stage of a pipeline holds out."""
+    path = jsonl(*({"prompt": f"p{i}", "answer": i} for i in range(40)))
+    plain, around = Tasks(config(9, path=path)), Tasks(config(9, seed=3, path=path, template="Q: {prompt}", system="s"))
+    assert [t.id for t in plain.held_out] == [t.id for t in around.held_out]
+    assert around.held_out[0].prompt == [{"role": "system", "content": "s"},
+                                         {"role": "user", "content": f"Q: {plain.held_out[0].prompt}"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["file", "generated"])
+def test_held_out_tasks_may_come_from_a_file_of_their_own(jsonl, source):
+    path = jsonl({"prompt": "p", "answer": 1}, {"prompt": "q", "answer": 2})
+    exam = jsonl({"prompt": "x", "answer": 1}, {"prompt": "y", "answer": 2}, {"prompt": "z", "answer": 3}, name="exam.jsonl")
+    recipe = config(2, **({"path": path} if source == "file" else {"generate": "sort"}), template="<{prompt}>")
+    recipe.eval.path = exam
+    tasks = Tasks(recipe)
+    assert [t.prompt for t in tasks.held_out] == ["<x>", "<y>"]
+    assert next(tasks.stream()).prompt.startswith("<")
+
+
+def test_an_id_that_looks_like_an_epoch_is_told_from_one(jsonl):
+    tasks = Tasks(config(path=jsonl({"prompt": "p", "answer": 1, "id": "me@3"}, {"prompt": "q", "answer": 1, "id": "me"})))
+    ids = [t.id for t in take(tasks.stream(), 6)]
+    assert len(set(ids)) == 6
+    assert Counter(map(origin, ids)) == {(base, epoch): 1 for base in ("me@3", "me") for epoch in range(3)}
+    assert tasks.ids() == {"me@3", "me"}
+
+
+def test_info_is_an_object_or_json_text_of_one(jsonl, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    info = {"tests": ["assert f(1) == 2"]}
+    rows = [
+        {"prompt": "p", "info": info},
+        {"prompt": "p", "answer": "a", "info": json.dumps(info)},
+        {"prompt": "p", "answer": 1},
+    ]
+    assert [t.info for t in load(jsonl(*rows), TasksConfig())] == [info, info, None]
+    infos = (info, {"choices": ["1"]}, None)
+    table = [{"prompt": "p", "answer": "a", "x": x} for x in infos]
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "x.parquet")
+    told = [t.info for t in load(str(tmp_path / "x.parquet"), TasksConfig(fields={"info": "x"}))]
+    assert told == [info, {"choices": ["1"]}, None]
+
+
+def test_info_that_is_none_is_told(jsonl):
+    with pytest.raises(RecipeError) as caught:
+        load(jsonl({"prompt": "p", "answer": 1, "info": "[1]"}, {"prompt": "p", "answer": 1, "info": "{"},
+                   {"prompt": "p", "answer": 1, "info": 3}), TasksConfig())  # fmt: skip
+    assert [p.split(": ")[0][-1] for p in caught.value.problems] == ["1", "2", "3"]
+    assert "neither an object nor the JSON text of one" in caught.value.problems[0]
+    assert "not JSON" in caught.value.problems[1]
+
+
+def test_a_bad_chat_template_and_a_bad_path_are_told_together():
+    with pytest.raises(RecipeError) as caught:
+        Tasks(config(path="none.jsonl", chat_template="{% if"))
+    assert len(caught.value.problems) == 2

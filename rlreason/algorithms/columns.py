@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rlreason.algorithms.covariance import COVARIANCE, covariance
 from rlreason.algorithms.credit import ADVANTAGES, Scores
 from rlreason.named import found, options
+from rlreason.rewards.length import overlong_penalty
 from rlreason.types import Group, Sample
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def score(
     parts = {name: np.array([_number(s.parts.get(name)) for _, _, s in judged]) for name in names}
     share = {name: np.array([own.get(name, 0.0) for _, own, _ in judged]) for name in names}
     if algorithm.overlong == "soft":
-        parts["overlong"] = np.array([overlong_penalty(n, limit, algorithm.overlong_buffer) for n in length], np.float64)
+        parts["overlong"] = np.array([overlong_penalty(int(n), limit, algorithm.overlong_buffer) for n in length], np.float64)
         share["overlong"] = np.ones(len(judged))
         reward = reward + parts["overlong"]
     if algorithm.kl_reward and drift is not None:
@@ -75,15 +76,6 @@ def score(
         share["kl"] = np.full(len(judged), algorithm.kl_reward)
         reward = reward + algorithm.kl_reward * parts["kl"]
     return Scores(reward, np.array([number for number, _, _ in judged], np.int64), length, parts, share)
-
-
-def overlong_penalty(length: int, limit: int, buffer: int = 0) -> float:
-    """0 up to limit - buffer tokens, then falling linearly to -1 at the limit (DAPO eq. 13, 2503.14476).
-
-    A buffer of 0 is a fifth of the limit, the paper's 4,096 of 20,480.
-    """
-    buffer = min(buffer or max(1, limit // 5), limit)
-    return float(min(0.0, max(-1.0, (limit - buffer - length) / buffer)))
 
 
 def _chosen(samples: list[Sample], advantage: Column, algorithm: AlgorithmConfig, seed: int) -> dict[str, Column]:

@@ -1,25 +1,40 @@
-"""Is the answer right? Compares text with `task.answer`; a task without an answer cannot be judged."""
+"""Where in a text its answer stands, and two plain ways to compare it. Knows nothing of mathematics beyond numbers."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-from rlreason.types import Task
+from rlreason.types import Prompt, Task
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?|[-+]?\.\d+")
 
+LONGEST = 5000  # characters of a box: what is longer is no answer, and is not read
+ECHO = 20  # characters: a shorter prompt is left in the text, since it may be the answer itself
+BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)\s*\d+|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
+DIGITS = re.compile(r"\d+")
+BOX = re.compile(r"\\(?:boxed|fbox)\s*[{\d]")
+JOIN = re.compile(r"(?:[\s$,;&]|\\[()\[\],; ]|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)*")
+ANSWER = re.compile(r"(?i)\banswers?\b[^\n.]{0,60}?(?:\bis\b|\bare\b|:|=)[\s*:=]*")
+SENTENCE = re.compile(r"\.(?:\s|\*|$)|\n|\b(?:because|since)\b|,?\s(?:so|which|where|as)\b")
+SPAN = r"(?:\$\$?(?:[^$\\]|\\.)+\$\$?|\\\([^\n]{1,500}?\\\)|\\\[[^\n]{1,500}?\\\])"
+SPANS = re.compile(rf"{SPAN}(?:\s*,?\s*(?:and|or)?\s*{SPAN})*")
+VALUE = re.compile(r"-?\\[dt]?frac\{\d+\}\{\d+\}|[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?\s*(?:\\?%)?")
+QUANTITY = re.compile(rf"\$?(?:{VALUE.pattern})[A-Za-z /]*\.?")  # 5 million is not 5
+WORD = re.compile(r"(?<![\\A-Za-z])(?!sqrt|sin|cos|tan|log|exp|and\b|or\b)[A-Za-z]{2,}")
+
 
 def final(text: str) -> str:
-    """The part of a text that is its answer.
+    """The part of a text that is its answer: what follows the last </think>, and of that what stands between the last
+    <answer> and its </answer>, if there is an <answer>.
 
-    What stands between the last <answer> and its </answer>; else what follows the last </think>; else all of it.
     An <answer> that is never closed is no answer: a truncated text must not be right by accident.
     """
-    if "<answer>" in text:
-        inside, closed, _ = text.rpartition("<answer>")[2].partition("</answer>")
+    after = text.rpartition("</think>")[2]
+    if "<answer>" in after:
+        inside, closed, _ = after.rpartition("<answer>")[2].partition("</answer>")
         return inside.strip() if closed else ""
-    return text.rpartition("</think>")[2].strip()
+    return after.strip()
 
 
 def exact(task: Task, text: str) -> float | None:
@@ -36,6 +51,103 @@ def numeric(task: Task, text: str) -> float | None:
     if truth is None:
         return None
     return float(_last_number(final(text)) == truth)
+
+
+def without_echo(text: str, prompt: Prompt) -> str:
+    """The text without verbatim repetitions of the prompt, or of a system or user message of it.
+
+    An instruction or an example in the prompt may hold a \\boxed{…} or an <answer>, and repeating it answers nothing.
+    """
+    told = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if m["role"] in ("system", "user")]
+    for part in sorted((p.strip() for p in told), key=len, reverse=True):
+        if len(part) >= ECHO:
+            text = text.replace(part, " ")
+    return text
+
+
+def boxes(text: str) -> list[tuple[str, str]] | None:
+    """The \\boxed{…} and \\fbox{…} around the last one of a text, first to last: (what stands before it since the box
+    before, its content). Braces have to balance; a box within a box is part of that; an empty one is none.
+
+    `None` if the last one is never closed: the text was cut off, and an earlier box was not its last word. Only the
+    surroundings of the last box are read, so that the time does not grow with the text.
+    """
+    last = len(text)
+    for _ in range(20):  # a \\boxed that holds nothing is only spoken of
+        last = max(text.rfind("\\boxed", 0, last), text.rfind("\\fbox", 0, last))
+        if last < 0 or BOX.match(text, last):
+            break
+    if last < 0:
+        return []
+    start = max(0, last - LONGEST)
+    text = text[start : last + LONGEST]
+    closed: list[tuple[int, int, str]] = []  # where it begins and ends, its content
+    opened: list[tuple[int, int]] = []  # of every brace that is open: where its box begins, or -1, and where its content
+    for match in BRACES.finditer(text):
+        token, end = match[0], match.end()
+        if token in ("\\\\", "\\{", "\\}"):
+            continue
+        if token.endswith("{"):
+            opened.append((match.start() if len(token) > 1 else -1, end))
+        elif token != "}":  # \boxed 5
+            closed.append((match.start(), end, DIGITS.findall(token)[0]))
+        elif opened:
+            begin, content = opened.pop()
+            if begin >= 0:
+                while closed and closed[-1][0] > begin:
+                    closed.pop()
+                closed.append((begin, end, text[content : end - 1].strip()))
+    if not closed or closed[-1][1] <= last - start:
+        return None
+    ends = [0, *(end for _, end, content in closed if content)]
+    full = [(begin, content) for begin, _, content in closed if content]
+    return [(text[before:begin], content) for before, (begin, content) in zip(ends, full, strict=False)]
+
+
+def stated(text: str, several: bool = False, truncated: bool = False) -> list[str]:
+    """The final answer that a text states, as it stands there; and, if words stand around it, without them. Or nothing.
+
+    Within `final(text)`, the first of these that it has:
+
+    1. its last \\boxed{…} (or \\fbox{…}, \\boxed 5). Boxes with nothing but commas, `and`, `or` between them are one
+       answer, a list; with `several`, which is for truths that are lists, all boxes of the last line that has one.
+    2. what follows the last `####` on its line (GSM8K), or the last `answer is` or `answer:`, to the end of the sentence.
+    3. its last line.
+
+    Without the words, 2 and 3 are their formulas between $ or \\( \\) (the first of a sentence, the last of a line), else
+    their last number. A <think> that is never closed has thoughts behind it, not an answer. A `truncated` text has an
+    answer only in a box or between <answer> tags: the last number of what was cut off is there by chance.
+    """
+    region = final(text)
+    tagged = "</answer>" in text.rpartition("</think>")[2]
+    region = region.partition("<think>")[0]
+    found = boxes(region)
+    if found is None:
+        return []
+    if found:
+        answer: dict[str, None] = {}
+        for between, content in reversed(found):
+            answer[content] = None
+            if not (several and "\n" not in between) and not (len(between) < 40 and JOIN.fullmatch(between)):
+                break
+        return [", ".join(reversed(answer))]
+    if truncated and not tagged:
+        return []
+    region = region[-LONGEST:].strip()
+    heads = list(ANSWER.finditer(region))
+    if "####" in region:
+        said = region.rpartition("####")[2].strip().partition("\n")[0].strip()
+        return _readings(said, SPANS.findall(said)[-1:])
+    if heads and (said := SENTENCE.split(region[heads[-1].end() :], maxsplit=1)[0].strip(" *`_")):
+        return _readings(said, SPANS.findall(said)[:1])
+    line = region.rpartition("\n")[2].strip()[-1000:]
+    return _readings(line, SPANS.findall(line)[-1:])
+
+
+def _readings(said: str, formulas: list[str]) -> list[str]:
+    if not WORD.search(said) or QUANTITY.fullmatch(said):
+        return [said] if said else []
+    return [said, *(formulas or [number.strip().rstrip(",") for number in VALUE.findall(said)[-1:]])]
 
 
 def _last_number(text: str) -> Fraction | None:

@@ -33,6 +33,11 @@ def letters(task, text):
     return sum(c.isalpha() for c in text) / max(len(text), 1)
 
 
+def surrogate(logp, batch, scale=1.0):
+    """A user's own loss: PPO's surrogate without a clip."""
+    return -scale * (logp - batch.old).exp() * batch.advantage
+
+
 def make_model(family: str, path: Path) -> Path:
     """A whole Hugging Face directory with random weights, such as a user might bring."""
     import torch

@@ -55,9 +55,8 @@ ONE = """
 l = learner(AlgorithmConfig())
 for name, registry in {"advantage": ADVANTAGES, "loss": LOSSES, "correction": CORRECTIONS}.items():
     for method in registry:
-        if (name, method) not in (("loss", "nll"),):
-            l.config.algorithm = AlgorithmConfig(**{name: method}, kl_credit=0, entropy=0.01, overlong="mask", covariance="clip_cov")
-            told[f"{name} {method}"] = l.step(groups)
+        l.config.algorithm = AlgorithmConfig(**{name: method}, entropy=0.01, overlong="mask", covariance="clip_cov")
+        told[f"{name} {method}"] = l.step(groups)
 nothing = Group(Task("flat", ""), [sample(3, 1.0), sample(4, 1.0)])
 l.config.algorithm = AlgorithmConfig(keep="differ", refill=False)
 told["flat"] = l.step([nothing])

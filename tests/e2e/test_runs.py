@@ -196,10 +196,17 @@ def test_asynchrony_reaches_its_bound_and_never_passes_it(models, digits, tmp_pa
     out = tmp_path / "run"
     run = rlreason(
         "train", DEBUG, f"model={models('qwen3')}", f"tasks.path={digits}", f"out={out}", "loop.max_lag=2", "loop.steps=12",
-        "rollout.workers=2", "eval.tasks=0", out=out,
+        "rollout.workers=2", "eval.tasks=0", "algorithm.preset=r1", "algorithm.reference_every=4", "learner.updates=2",
+        "learner.lr=1e-3", "algorithm.loss=real.surrogate", "algorithm.loss_options.scale=2", out=out,
     )  # fmt: skip
     assert run.code == 0, run.text
     assert max(row["lag"] for row in run.rows) == 2
+    # What was sampled two versions ago is off-policy, and every line says by how much.
+    assert max(row["mismatch/k3"] for row in run.rows if row["lag"]) > 1e-6
+    assert {"mismatch/kl", "mismatch/ppl_ratio", "mismatch/chi2_token", "mismatch/masked"} <= run.rows[-1].keys()
+    # The reference is the policy that sampled first, and not the one that samples later.
+    assert run.rows[0]["reference_kl"] == pytest.approx(0, abs=1e-5)
+    assert max(abs(row["reference_kl"]) for row in run.rows) > 1e-5
 
 
 def test_a_saved_model_is_scored_by_eval(debug, digits, tmp_path):

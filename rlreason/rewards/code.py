@@ -1,0 +1,272 @@
+"""Does the program in the answer pass the task's tests? It runs in a sandbox, here or at a URL.
+
+The verdict cannot be forged, because it is not made where the program runs: what a program printed is compared here, and
+assertions run in a second sandbox, which asks the program's one for values (`inside.py`). What a value ought to be never
+enters the process of the program.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from rlreason.rewards import sandbox as walls
+from rlreason.types import Task
+
+LONGEST = 1_000_000  # characters of a program
+TRIES, PAUSE = 3, 0.5  # at a remote sandbox that is not reached or fails; seconds before the second, doubled before the third
+
+
+class Piece(NamedTuple):
+    """One statement of the tests; those that are no test prepare the next ones."""
+
+    text: str
+    test: bool
+
+
+class Tests(NamedTuple):
+    """What a task asks of a program: outputs for inputs, or assertions."""
+
+    streams: list[tuple[str, str]]  # input, output
+    pieces: list[Piece]
+    names: list[str]  # of the program's functions, as the pieces use them
+    calls: list[tuple[str, str]]  # call, expected: the pieces, where all of them have that form
+
+
+def code(
+    task: Task,
+    text: str,
+    *,
+    partial: bool = False,  # the share of tests passed, instead of all or nothing
+    timeout: float = 4.0,  # seconds for one program: one input, or all assertions together
+    total: float = 8.0,  # seconds for one answer; tests that it leaves no time for are not passed
+    memory: int = 512,  # MiB for one program
+    tolerance: float = 0.0,  # relative or absolute, by which a number may differ
+    isolation: str = "auto",  # bubblewrap, landlock; auto: the stronger of those that stand here
+    sandbox: str = "",  # URL of a remote sandbox (SandboxFusion's /run_code); then nothing runs here
+) -> float | None:
+    """1 if the answer's program passes the tests of `task.info["tests"]` (or `task.answer`, as text); else 0.
+
+    A test is {"input": …, "output": …}, compared line by line, white space aside; {"call": "f(1, 2)", "expected": "3"};
+    or a text with assertions, as in MBPP, or with a function `check`, as in HumanEval (2107.03374), which is called with
+    the function that `task.info["entry_point"]` names. Programs have Python's standard library, and no other processes,
+    files or network. `None` for a task without tests. ValueError for tests that cannot be used, SandboxError
+    where the sandbox and not the program failed.
+    """
+    tests = read_tests(task)
+    if tests is None:
+        return None
+    program = extract(text)
+    if program is None or len(program) > LONGEST:
+        return 0.0
+    limits = walls.Limits(wall=timeout, cpu=timeout, memory=memory << 20)
+    end = time.monotonic() + total
+    if sandbox:
+        results = _remote(sandbox, program, tests, timeout, end, tolerance)
+    elif tests.streams:
+        results = _streams(program, tests.streams, limits, walls.chosen(isolation), end, tolerance)
+    else:
+        results = iter(_assertions(program, tests, limits, walls.chosen(isolation), tolerance))
+    count = len(tests.streams) or sum(piece.test for piece in tests.pieces)
+    if not partial:
+        return float(all(results))  # stops at the first that fails
+    return sum(results) / count
+
+
+def extract(text: str) -> str | None:
+    """The program of an answer: its last ```python block after </think>; else what stands in the last <answer>; else its
+    last block of any language. A block or an <answer> that is never closed is none."""
+    text = text.rpartition("</think>")[2]
+    blocks = _blocks(text)
+    python = [program for language, program in blocks if language in ("python", "python3", "py")]
+    if python:
+        return python[-1]
+    inside, closed, _ = text.rpartition("<answer>")[2].partition("</answer>")
+    if "<answer>" in text and closed:
+        fenced = _blocks(inside)
+        return fenced[-1][1] if fenced else inside.strip() + "\n"
+    return blocks[-1][1] if blocks else None
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a text: language, content. Line by line, so a text of nothing but fences costs no more."""
+    blocks: list[tuple[str, str]] = []
+    language: str | None = None
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if not line.lstrip().startswith("```"):
+            lines.append(line)
+        elif language is None:
+            language, lines = line.strip().strip("`").strip().lower().partition(" ")[0], []
+        else:
+            blocks.append((language, "\n".join(lines) + "\n"))
+            language = None
+    return blocks
+
+
+def read_tests(task: Task) -> Tests | None:
+    """The tests of a task; None where it has none. ValueError, with the task's id, for those that are malformed."""
+    info = task.info or {}
+    raw = info.get("tests", task.answer)
+    if not raw:
+        return None
+    try:
+        return _parse([raw] if isinstance(raw, str) else raw, info.get("entry_point"))
+    except (SyntaxError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"task {task.id}: its tests cannot be used: {error}") from error
+
+
+def _parse(raw: Sequence[Any], entry: str | None) -> Tests:
+    streams = [(str(t["input"]), str(t["output"])) for t in raw if isinstance(t, dict) and "output" in t]
+    if streams and len(streams) < len(raw):
+        raise ValueError("some have an output to compare, some not")
+    pieces: list[Piece] = []
+    calls: list[tuple[str, str]] = []
+    for test in raw if not streams else ():
+        if isinstance(test, dict):
+            expected = test["expected"] if isinstance(test["expected"], str) else repr(test["expected"])
+            ast.parse(f"{test['call']}\n{expected}")
+            pieces.append(Piece(f"assert same(({test['call']}), ({expected}))", True))
+            calls.append((test["call"], expected))
+        else:
+            pieces += _statements(test, entry)
+    if pieces and not any(piece.test for piece in pieces):
+        raise ValueError("there is no assertion, and no check function with an entry_point")
+    return Tests(streams, pieces, _names(pieces, entry), calls if len(calls) == len(pieces) else [])
+
+
+def _statements(text: str, entry: str | None) -> Iterable[Piece]:
+    """Each assertion at the top is a test, and so is the call of `check`, where there is one; the rest prepares."""
+    checks = False
+    for node in ast.parse(text).body:
+        yield Piece(ast.unparse(node), isinstance(node, ast.Assert))
+        checks = checks or (isinstance(node, ast.FunctionDef) and node.name == "check")
+    if checks and entry:
+        yield Piece(f"check({entry})", True)
+
+
+def _names(pieces: Sequence[Piece], entry: str | None) -> list[str]:
+    """The functions that the tests call, and neither define nor import.
+
+    A name of Python's own is never the program's, unless it is the `entry_point`: a program that has its own idea of
+    `abs` or `isinstance` must not judge itself with it. A module that was not imported is not the program's either.
+    """
+    used: set[str] = {entry} if entry else set()
+    known: set[str] = {"same", *dir(builtins), *sys.stdlib_module_names}
+    for node in ast.walk(ast.parse("\n".join(piece.text for piece in pieces))):
+        if isinstance(node, ast.Call):
+            used |= {n.id for n in (node.func, *node.args) if isinstance(n, ast.Name)}
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                known.add(name)
+            case ast.alias(name=name, asname=other):
+                known.add(other or name.split(".")[0])
+    return sorted(used - (known - {entry}))
+
+
+def _streams(
+    program: str, streams: Iterable[tuple[str, str]], limits: walls.Limits, kind: str, end: float, tolerance: float
+) -> Iterable[bool]:
+    """One sandbox per input, so that no test learns anything of another."""
+    for given, expected in streams:
+        left = end - time.monotonic()
+        if left <= 0:
+            yield False
+            continue
+        limits = walls.Limits(min(limits.wall, left), limits.cpu, limits.memory)
+        cell = walls.run(program, given.encode("utf-8", "surrogatepass"), limits, kind)
+        well = not cell.ended and cell.process.returncode == 0
+        yield well and agree(cell.stdout.decode("utf-8", "replace"), expected, tolerance)
+
+
+def agree(output: str, expected: str, tolerance: float) -> bool:
+    """The same words line by line, empty lines at the end aside; numbers within the tolerance, if it is not 0."""
+    left, right = ([line.split() for line in text.rstrip().splitlines()] for text in (output, expected))
+    return len(left) == len(right) and all(
+        len(a) == len(b) and all(x == y or (tolerance > 0 and _near(x, y, tolerance)) for x, y in zip(a, b, strict=True))
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def _near(a: str, b: str, tolerance: float) -> bool:
+    try:
+        return math.isclose(float(a), float(b), rel_tol=tolerance, abs_tol=tolerance)
+    except ValueError:  # a word
+        return False
+
+
+def _assertions(program: str, tests: Tests, limits: walls.Limits, kind: str, tolerance: float) -> list[bool]:
+    """Run the program in one sandbox and the tests in another, with a pipe for calls and one for values between them."""
+    text = json.dumps({"pieces": [p._asdict() for p in tests.pieces], "names": tests.names, "tolerance": tolerance})
+    calls_out, calls_in = os.pipe()
+    values_out, values_in = os.pipe()
+    try:
+        cells = [walls.start("serve", program, limits, kind, fds=(calls_out, values_in))]
+        try:
+            cells.append(walls.start("tests", text, limits, kind, fds=(values_out, calls_in)))
+        except BaseException:
+            walls.end(cells[0])
+            raise
+    finally:
+        for fd in (calls_out, calls_in, values_out, values_in):
+            os.close(fd)
+    walls.watch(cells, limits)
+    results = [json.loads(line) for line in cells[1].stdout.decode().split("\n")[:-1]]
+    for result in results:
+        if result not in ("pass", "fail"):
+            raise ValueError(f"the tests cannot be judged: {result}")
+    return [result == "pass" for result in results] + [False] * (sum(piece.test for piece in tests.pieces) - len(results))
+
+
+def _remote(url: str, program: str, tests: Tests, timeout: float, end: float, tolerance: float) -> Iterable[bool]:
+    """Run it elsewhere, and compare here: one request for each input, or for each call with a literal expected."""
+    if not tests.streams and not tests.calls:
+        raise ValueError("a remote sandbox runs tests of the form input/output and call/expected; assertions run here only")
+    for given, expected in tests.streams:
+        output = _post(url, program, given, min(timeout, end - time.monotonic()))
+        yield output is not None and agree(output, expected, tolerance)
+    for call, expected in tests.calls:
+        output = _post(url, f"{program}\nprint()\nprint(ascii({call}))", "", min(timeout, end - time.monotonic()))
+        yield output is not None and _literal_agrees(output, expected, tolerance)
+
+
+def _literal_agrees(output: str, expected: str, tolerance: float) -> bool:
+    from rlreason.rewards.inside import same
+
+    wanted = ast.literal_eval(expected)  # the data's: what is wrong with it is told
+    try:
+        value = ast.literal_eval(output.rstrip().rpartition("\n")[2])
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the program's: not a value at all
+        return False
+    return same(value, wanted, tolerance)
+
+
+def _post(url: str, program: str, stdin: str, seconds: float) -> str | None:
+    """What a program printed at the remote sandbox; None where it failed or ran out of time."""
+    import httpx
+
+    if seconds <= 0:
+        return None
+    request = {"code": program, "language": "python", "stdin": stdin, "run_timeout": seconds}
+    address = url.rstrip("/") + ("" if url.rstrip("/").endswith("/run_code") else "/run_code")
+    problem = ""
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            answer = httpx.post(address, json=request, timeout=seconds + 10).raise_for_status().json()
+            if answer["status"] == "SandboxError":
+                problem = str(answer.get("message"))
+                continue
+            ran = answer["run_result"] or {}
+            return str(ran.get("stdout") or "") if answer["status"] == "Success" else None
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            problem = f"{type(error).__name__}: {error}"
+    raise walls.SandboxError(f"{address} failed {TRIES} times: {problem}")

