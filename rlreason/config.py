@@ -12,6 +12,7 @@ from omegaconf import MISSING, OmegaConf
 from rlreason.algorithms import ADVANTAGES, AVERAGES, CORRECTIONS, COVARIANCE, FILTERS, KL, LOSSES, PRESETS
 from rlreason.named import find, near, wrong_options
 from rlreason.rewards import find as find_reward
+from rlreason.rewards import wrong_options as wrong_reward_options
 
 
 @dataclass
@@ -228,6 +229,11 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
     for name in tasks.reward:
         if problem := find_reward(name)[1]:
             yield "tasks.reward", problem
+    for name in dict.fromkeys([*tasks.reward, *config.rewards.options]):
+        if not find_reward(name)[1] and (problem := wrong_reward_options(name, config.rewards.options.get(name, {}))):
+            yield f"rewards.options.{name}", problem
+        elif name not in tasks.reward and (problem := find_reward(name)[1]):
+            yield f"rewards.options.{name}", problem
     if config.eval.metric and config.eval.metric not in tasks.reward:
         yield "eval.metric", f"{config.eval.metric!r} is not among tasks.reward ({', '.join(tasks.reward)})"
     if tasks.template and "{prompt}" not in tasks.template:

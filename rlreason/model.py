@@ -65,6 +65,28 @@ def check_chat(model: Any, tasks: Iterable[Task]) -> None:
                            "say tasks.chat_template"])  # fmt: skip
 
 
+def strange(name: str, model: Any, out: Path) -> list[str]:
+    """Why a policy of `model` cannot be compared with `name`, token by token: it is not there, or reads other tokens."""
+    try:
+        directory(name, out)
+        own = directory(model, out)
+    except RecipeError as error:
+        return error.problems
+    vocabularies = [tokens for path in (name, own) if (tokens := _vocabulary(Path(path))) is not None]
+    if len(vocabularies) == 2 and vocabularies[0] != vocabularies[1]:
+        return [f"{name} has another tokenizer than the model, so their tokens cannot be compared"]
+    return []
+
+
+def _vocabulary(folder: Path) -> Any:
+    """The tokens of a model that is a directory here, with their numbers; None where it has no tokenizer.json."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    about = json.loads(file.read_text(encoding="utf-8"))
+    return about["model"].get("vocab"), [(t["id"], t["content"]) for t in about.get("added_tokens", [])]
+
+
 def is_made(model: Any) -> bool:
     """Are the weights to be drawn at random, rather than read?"""
     return not isinstance(model, str)

@@ -120,7 +120,8 @@ def build(settings: Sequence[Setting], source: str) -> Config:
     config.tasks.reward = config.tasks.reward or {"exact": 1.0}  # not a default above: mappings merge, and it would stay
     for key, problem in impossible(config):
         if key not in wrong:
-            problems.append(f"{origin.get(key, source)}: {key}: {problem}")
+            below = (where for at, where in origin.items() if at == key or at.startswith(f"{key}."))
+            problems.append(f"{next(below, source)}: {key}: {problem}")
     if problems:
         raise RecipeError(problems)
     return config

@@ -22,6 +22,7 @@ from rlreason.evaluate import Score, evaluate
 from rlreason.history import History
 from rlreason.loop import Rollout, train
 from rlreason.metrics import Journal
+from rlreason.rewards import sandbox
 from rlreason.rewards.budget import Budget
 from rlreason.rewards.pool import Pool
 from rlreason.tasks import Tasks
@@ -60,9 +61,25 @@ def inputs(config: Config) -> Tasks:
             model.check_chat(config.model, tasks.examples())
     except RecipeError as error:
         problems += error.problems
+    if tasks:
+        problems += _refused(config, tasks)
+    if config.algorithm.compares and (name := config.algorithm.reference):
+        problems += [
+            f"algorithm.reference: {p.removeprefix('model: ')}" for p in model.strange(name, config.model, Path(config.out))
+        ]
     if problems or tasks is None:
         raise RecipeError(problems)
     return tasks
+
+
+def _refused(config: Config, tasks: Tasks) -> list[str]:
+    """Rewards that the recipe or its rows name, and that cannot work on this machine."""
+    options = config.rewards.options.get("code", {})
+    named = {name for task in tasks.examples() for name in task.reward or config.tasks.reward}
+    if "code" not in named or options.get("sandbox"):
+        return []
+    why = sandbox.refusal(options.get("isolation", "auto"))
+    return [f"tasks.reward: code: {why}"] if why else []
 
 
 @contextmanager
@@ -115,7 +132,7 @@ async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary
 
             training = time.monotonic()
             budget = Budget(config.rewards.failures, config.loop.groups * config.loop.samples, journal.event, display.say)
-            keep = budget.watch(FILTERS[config.algorithm.keep])
+            keep = budget.watch(FILTERS[config.algorithm.keep if config.algorithm.refill else "all"])  # else the learner drops
             history = History(config, tasks, answers, keep, learners.version)
             cursor = await train(
                 config.loop, history.stream(cursor), history, learners,

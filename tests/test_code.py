@@ -94,7 +94,7 @@ def test_outputs_agree_word_by_word(output, expected, tolerance, right):
     ],
 )  # fmt: skip
 def test_code(given, answer, options, value):
-    assert code(given, answer, total=60, timeout=20, **options) == (pytest.approx(value) if value else value)
+    assert code(given, answer, total=60, seconds=20, **options) == (pytest.approx(value) if value else value)
 
 
 EQUAL = "    __eq__ = lambda s, o: True\n    __hash__ = None\n"
@@ -139,7 +139,7 @@ def test_a_program_cannot_judge_itself(name):
         "assert isinstance(f(1, 2), dict)", "assert all(x == 1953196 for x in [f(1, 2)])",
         {"call": "f(1, 2)", "expected": "1953196"},
     )  # fmt: skip
-    assert code(tests, block(FORGERIES[name]), partial=True, timeout=1.5) == 0.0
+    assert code(tests, block(FORGERIES[name]), partial=True, seconds=1.5) == 0.0
 
 
 def test_what_only_the_program_could_decide_is_told_not_judged():
@@ -173,7 +173,7 @@ def test_names_that_python_or_the_tests_define_are_not_the_programs():
 
 def test_time_for_an_answer_is_shared_by_its_tests():
     tests = task(*[{"input": "", "output": "1"}] * 50)
-    assert code(tests, block("import time\ntime.sleep(60)"), timeout=0.3, total=0.6, partial=True) == 0.0
+    assert code(tests, block("import time\ntime.sleep(60)"), seconds=0.3, total=0.6, partial=True) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def remote():
 
 def test_a_remote_sandbox_runs_what_is_compared_here(remote):
     given = task({"input": "1 2", "output": "3"}, {"input": "5", "output": "6"})
-    assert code(given, SUM, sandbox=remote, partial=True, timeout=2) == 0.5
+    assert code(given, SUM, sandbox=remote, partial=True, seconds=2) == 0.5
     assert [(s["path"], s["stdin"], s["language"]) for s in Stub.seen] == [("/run_code", x, "python") for x in ("1 2", "5")]
     assert all(0 < s["run_timeout"] <= 2 for s in Stub.seen)
     assert "6" not in json.dumps(Stub.seen)  # what is expected stays here

@@ -27,6 +27,8 @@ SAME = {
         ("0.5", ".5"), ("0.5", "1/2"), ("1/2", r"\frac{2}{4}"), ("1.5", r"1\frac{1}{2}"), ("-1.5", r"-1\frac12"),
         ("1000", "1,000"),
         ("1000", "1{,}000"), ("1000", r"1\,000"), ("1234567.5", "1,234,567.50"), ("1234567", "1 234 567"), ("007", "7"),
+        ("300", "3e2"), ("1/6", r"0.1\overline{6}"),
+        ("11111111100", r"11,\! 111,\! 111,\! 100"),
         ("1024", "2^{10}"), ("2^{10}", "1024"), ("1500", r"1.5 \times 10^3"), ("0.001", "10^{-3}"), ("120", "5!"),
         ("120", r"\binom{10}{3}"), ("1267650600228229401496703205376", "2^{100}"), ("14", r"2 \cdot (3 + 4)"),
         ("-2", r"\sqrt[3]{-8}"),
@@ -35,7 +37,8 @@ SAME = {
     "units": [
         ("5", r"5 \text{ cm}"), ("5", r"5\,\mathrm{cm}^2"), (r"5 \text{ cm}", "5"), ("5", "5 apples"), ("5", "5 cm"),
         ("5", "$5"),
-        ("5", r"\$5.00"), ("90", r"90^\circ"), ("90", "90°"), ("50", r"50\%"), (r"50\%", "0.5"), ("0.5", "50%"),
+        ("5", r"\$5.00"), ("90", r"90^\circ"), ("90", "90°"), (r"120^{\circ}", "120 degrees"), ("50", r"50\%"), (r"50\%",
+        "0.5"), ("0.5", "50%"),
         ("5", "5 square units"),
         ("60", "60 km/h"), (r"\frac{1}{2}", r"\frac{1}{2} \text{ hours}"),
     ],
@@ -72,7 +75,8 @@ SAME = {
         ("2 ≥ x > 1", r"x \in (1, 2]"),
         (r"(-\infty, 1) \cup (2, \infty)", r"(2, \infty) \cup (-\infty, 1)"),
         (r"x < 1 \text{ or } x > 2", r"(-\infty,1)\cup(2,\infty)"),
-        ("x + y > 5", "5 < y + x"), (r"[1,2]\cup[2,3]", "[1,3]"),
+        ("x + y > 5", "5 < y + x"), (r"[1,2]\cup[2,3]", "[1,3]"), (r"\mathbb{R}", r"(-\infty, \infty)"), (r"|x| \le 2",
+        "[-2, 2]"),
     ],
     "words": [
         (r"\text{Evelyn}", "evelyn"), ("Monday", r"\text{Monday}"), (r"\text{(C)}", "C"), ("C", "(C)"), (r"\text{no}", "No"),
@@ -189,6 +193,19 @@ def test_a_task_without_an_answer_cannot_be_judged():
     assert judged(" ", r"\boxed{5}") is None
     assert judged("$$", r"\boxed{5}") is None
     assert judged("1" * 2001, r"\boxed{5}") is None
+
+
+def test_what_is_beyond_the_bounds_is_undecided_but_for_equal_text():
+    for large in ("10^{10^{10}}", "(10^{10})!", "x^{10^9}", r"\sum_{i=1}^{n} i^9", "n! + 1", "9" * 1999 + "^{9}"):
+        assert judged(large, rf"\boxed{{{large}}}") == 1
+        assert judged(large, r"\boxed{y^{99^{99}}}") is None
+    assert equal("n!", r"n \cdot (n-1)!") is None  # right, but not known to be
+
+
+def test_a_number_in_a_formula_is_not_taken_for_the_answer():
+    assert judged("3", r"5 \text{ if } x > 0, 3 \text{ else } 3") == 0
+    assert judged("5", r"\det\begin{pmatrix}1 & 2\\3 & 5\end{pmatrix}") in (0, None)
+    assert judged("5", "The answer is 5 million.") == 0
 
 
 def test_an_echo_of_the_prompt_is_no_answer():
@@ -311,7 +328,7 @@ def test_no_text_raises_or_takes_long(text, truth):
 def expression(rng, depth=3):
     """A random expression in ordinary LaTeX."""
     if not depth or rng.random() < 0.2:
-        return rng.choice([str(rng.randint(1, 99)), "x", "y", r"\pi", f"{rng.random():.2f}"])
+        return rng.choice([str(rng.randint(1, 99)), "x", "y", r"\pi", f"{rng.uniform(0.1, 1):.2f}"])
     a, b = expression(rng, depth - 1), expression(rng, depth - 1)
     return rng.choice([f"({a} + {b})", f"({a}) ({b})", rf"\frac{{{a}}}{{{b}}}", rf"\sqrt{{{a}}}", f"({a})^2"])
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlreason.errors import RecipeError
-from rlreason.model import directory, write_tokenizer
+from rlreason.model import directory, strange, write_tokenizer
 from rlreason.tasks import encode
 
 CHARACTERS = "".join(map(chr, range(32, 127))) + "\n\té字"
@@ -55,3 +55,13 @@ def test_a_model_that_is_not_there_is_told_at_once(model, tmp_path):
 def test_a_directory_that_is_no_model_is_told_at_once(tmp_path):
     with pytest.raises(RecipeError, match=r"without config\.json"):
         directory(str(tmp_path), tmp_path)
+
+
+def test_a_teacher_has_to_read_the_same_tokens(tmp_path):
+    made = {"from_config": {"model_type": "qwen2"}, "characters": "01"}
+    (tmp_path / "same").mkdir()
+    (tmp_path / "other").mkdir()
+    same, other = directory(made, tmp_path / "same"), directory(made | {"characters": "ab"}, tmp_path / "other")
+    assert strange(same, made, tmp_path / "run") == []
+    assert "has another tokenizer" in strange(other, made, tmp_path / "run")[0]
+    assert "is no directory here" in strange("./nowhere", made, tmp_path / "run")[0]

@@ -34,6 +34,7 @@ def yes(task, text): return "yes"
 def many(task, text): return [1, 2]
 def odd(task, text): return Odd()
 def exits(task, text): os._exit(3)
+def exits_oddly(task, text): os._exit(200)
 def killed(task, text): os.kill(os.getpid(), 9)
 def crashes(task, text): return ctypes.string_at(0)
 def unknown(task, text): return None
@@ -130,10 +131,11 @@ CAUSES = {
     "mine.many": "gave no number: [1, 2]",
     "mine.odd": "gave no number: <Odd instance at ",
     "mine.exits": "exited with status 3",
+    "mine.exits_oddly": "exited with status 200",
     "mine.killed": "died of signal 9 (SIGKILL)",
     "mine.crashes": "died of signal 11 (SIGSEGV)",
     "mine.never": "hung for more than 0.5 s and was stopped",
-    "mine.fails": "raised LookupError: no such verdict (mine.py:28)",
+    "mine.fails": "raised LookupError: no such verdict (mine.py:29)",
     "mine.nonesuch": "cannot be loaded: mine.nonesuch: module 'mine' has no attribute 'nonesuch'",
     "nonesuch.at_all": "cannot be loaded: nonesuch.at_all: No module named 'nonesuch'",
 }

@@ -20,6 +20,7 @@ SENTENCE = re.compile(r"\.(?:\s|\*|$)|\n|\b(?:because|since)\b|,?\s(?:so|which|w
 SPAN = r"(?:\$\$?(?:[^$\\]|\\.)+\$\$?|\\\([^\n]{1,500}?\\\)|\\\[[^\n]{1,500}?\\\])"
 SPANS = re.compile(rf"{SPAN}(?:\s*,?\s*(?:and|or)?\s*{SPAN})*")
 VALUE = re.compile(r"-?\\[dt]?frac\{\d+\}\{\d+\}|[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?\s*(?:\\?%)?")
+NAMES = re.compile(r"\\(?:begin|end|text\w*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")  # words that are part of a formula
 QUANTITY = re.compile(rf"\$?(?:{VALUE.pattern})[A-Za-z /]*\.?")  # 5 million is not 5
 WORD = re.compile(r"(?<![\\A-Za-z])(?!sqrt|sin|cos|tan|log|exp|and\b|or\b)[A-Za-z]{2,}")
 
@@ -145,7 +146,7 @@ def stated(text: str, several: bool = False, truncated: bool = False) -> list[st
 
 
 def _readings(said: str, formulas: list[str]) -> list[str]:
-    if not WORD.search(said) or QUANTITY.fullmatch(said):
+    if not WORD.search(NAMES.sub("", said)) or QUANTITY.fullmatch(said):
         return [said] if said else []
     return [said, *(formulas or [number.strip().rstrip(",") for number in VALUE.findall(said)[-1:]])]
 

@@ -45,7 +45,7 @@ def code(
     text: str,
     *,
     partial: bool = False,  # the share of tests passed, instead of all or nothing
-    timeout: float = 4.0,  # seconds for one program: one input, or all assertions together
+    seconds: float = 4.0,  # for one program: one input, or all assertions together
     total: float = 8.0,  # seconds for one answer; tests that it leaves no time for are not passed
     memory: int = 512,  # MiB for one program
     tolerance: float = 0.0,  # relative or absolute, by which a number may differ
@@ -66,10 +66,10 @@ def code(
     program = extract(text)
     if program is None or len(program) > LONGEST:
         return 0.0
-    limits = walls.Limits(wall=timeout, cpu=timeout, memory=memory << 20)
+    limits = walls.Limits(wall=seconds, cpu=seconds, memory=memory << 20)
     end = time.monotonic() + total
     if sandbox:
-        results = _remote(sandbox, program, tests, timeout, end, tolerance)
+        results = _remote(sandbox, program, tests, seconds, end, tolerance)
     elif tests.streams:
         results = _streams(program, tests.streams, limits, walls.chosen(isolation), end, tolerance)
     else:
@@ -225,15 +225,15 @@ def _assertions(program: str, tests: Tests, limits: walls.Limits, kind: str, tol
     return [result == "pass" for result in results] + [False] * (sum(piece.test for piece in tests.pieces) - len(results))
 
 
-def _remote(url: str, program: str, tests: Tests, timeout: float, end: float, tolerance: float) -> Iterable[bool]:
+def _remote(url: str, program: str, tests: Tests, seconds: float, end: float, tolerance: float) -> Iterable[bool]:
     """Run it elsewhere, and compare here: one request for each input, or for each call with a literal expected."""
     if not tests.streams and not tests.calls:
         raise ValueError("a remote sandbox runs tests of the form input/output and call/expected; assertions run here only")
     for given, expected in tests.streams:
-        output = _post(url, program, given, min(timeout, end - time.monotonic()))
+        output = _post(url, program, given, min(seconds, end - time.monotonic()))
         yield output is not None and agree(output, expected, tolerance)
     for call, expected in tests.calls:
-        output = _post(url, f"{program}\nprint()\nprint(ascii({call}))", "", min(timeout, end - time.monotonic()))
+        output = _post(url, f"{program}\nprint()\nprint(ascii({call}))", "", min(seconds, end - time.monotonic()))
         yield output is not None and _literal_agrees(output, expected, tolerance)
 
 

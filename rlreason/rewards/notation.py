@@ -26,9 +26,16 @@ def _joined(match: re.Match[str]) -> str:
     return match[0].replace(" ", "")
 
 
+def _repeating(match: re.Match[str]) -> str:
+    """0.1\\overline{6} is 1/6: (16 - 1) / 90."""
+    start, period = match[1] + match[2], match[3]
+    numerator = int(start + period) - int(start or "0")
+    return f"\\frac{{{numerator}}}{{{10 ** len(match[2]) * (10 ** len(period) - 1)}}}"
+
+
 PAIRS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # what is written so, is spelt so
     (r"\\\\\s*\[[^\]\\]{0,8}\]", r"\\\\"),  # a line break of a matrix, with its height
-    (r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|~)+(?=\d{3}(?!\d))", ""),  # 1{,}000
+    (r"(?<=\d)(?:(?:\{,\}|,?\\[,!;: ]|~)\s*)+(?=\d{3}(?!\d))", ""),  # 1{,}000
     (r"(?<![\d ])\d{1,3}(?: \d{3})+(?![\d ])", _joined),
     (r"(?<!\\)\\[()\[\]]|\\?\$", " "),
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", ""),
@@ -60,6 +67,9 @@ PAIRS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # what is wri
     (r"\\approx|\\simeq", "="),
     (rf"(?<![\\A-Za-z])({FUNCTION})(?![A-Za-z])", r"\\\1"),
     (r"^\s*[a-zA-Z]\s*\\in(?![a-z])", ""),
+    (r"\\mathbb\s*\{?\s*R\s*\}?", r"(-\\infty, \\infty)"),
+    (r"^(-?\d+\.?\d*)[eE]([-+]?\d+)$", r"\1\\cdot 10^{\2}"),
+    (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d{1,20})\}", _repeating),
     (r"\+\s*\\infty", r"\\infty"),
 ]
 REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in PAIRS]
@@ -171,9 +181,13 @@ def _signs(text: str) -> list[str]:
 def plain(text: str) -> str | None:
     """The words of an answer that is words (Evelyn, \\text{no}, 北京), in lower case; `None` if it is a formula."""
     inner = re.fullmatch(r"\\text\{([^{}]*)\}", text)
-    if inner is None and text.isascii() and not (WORDS.fullmatch(text) and re.search(r"[A-Za-z]{4}|^(?i:yes|no|odd)$", text)):
+    if (
+        inner is None
+        and text.replace("°", "").isascii()
+        and not (WORDS.fullmatch(text) and re.search(r"[A-Za-z]{4}|^(?i:yes|no|odd)$", text))
+    ):
         return None
-    words = " ".join((inner[1] if inner else text).casefold().strip(END).split())
+    words = " ".join((inner[1] if inner else text).casefold().replace(",", " , ").strip(END).split())
     return words[1:-1] if re.fullmatch(r"\(\w\)", words) else words
 
 

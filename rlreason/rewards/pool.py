@@ -143,8 +143,11 @@ class Pool:
 
     def _tick(self) -> None:
         """Look after what takes too long, as long as anything is asked."""
+        assert self.clock
+        idle = asyncio.get_running_loop().time() - self.clock.when()  # what this process was busy with counts for nobody
         self.clock = None
         for worker in [*self.workers]:
+            worker.since += max(0.0, idle)
             if time.monotonic() > worker.killed + PATIENCE:  # its guard is in trouble too
                 worker.process.kill()
                 self._replace(worker)

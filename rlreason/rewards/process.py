@@ -185,7 +185,7 @@ class Process:
             code = self.process.wait()
         if self.blamed:
             return self.blamed
-        if code > 128:
+        if code - 128 in {*signal.Signals}:  # the guard tells it as a shell does
             return f"died of signal {code - 128} ({signal.Signals(code - 128).name})"
         return f"exited with status {code}"
 

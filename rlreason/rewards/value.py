@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 from zlib import crc32
 
-from rlreason.rewards.expression import TooLarge, Tree
+from rlreason.rewards.expression import TooLarge, Tree, Unreadable
 
 BITS = 8192  # of an exact numerator or denominator at most: about 2,400 digits
 POINTS = 3  # where expressions with variables are compared
@@ -29,7 +29,7 @@ def same(truth: Tree, answer: Tree) -> bool:
     """Whether two expressions have the same value, whatever their variables' values.
 
     Rational functions are compared exactly. Others are told apart by floats that differ by a thousandth, and count as
-    the same if they agree to 30 of 50 digits. Raises `TooLarge`, or `Undefined` if the answer has no value.
+    the same if they agree to 30 of 50 digits. Raises `TooLarge`, `Unreadable` for the factorial of a variable, or `Undefined` if the answer has no value.
     """
     if _uses_log(truth) or _uses_log(answer):  # log without a base: to base e for some, 10 for others
         return any(_agree(truth, answer, base) for base in (10, 0))
@@ -218,7 +218,7 @@ def _bounded(number: Fraction) -> Fraction:
 def _count(kind: str, n: Any, k: Any) -> Fraction:
     counts = [x for x in (n, k) if x is not None]
     if not all(isinstance(x, Fraction) and x.denominator == 1 for x in counts):
-        raise Undefined  # a gamma function would be another matter
+        raise Unreadable  # n! of a variable n
     if any(x > 500 for x in counts):
         raise TooLarge
     if any(x < 0 for x in counts):
