@@ -5,10 +5,11 @@
 # --init: something has to reap what an ended Ray leaves.
 FROM python:3.11-slim
 
-# DeepSpeed compiles the ops that a recipe asks for (gcc, g++, ninja); vLLM places its threads with libnuma.
+# DeepSpeed compiles the ops that a recipe asks for (gcc, g++, ninja); vLLM places its threads with libnuma; programs that a
+# model writes run in bubblewrap.
 # hadolint ignore=DL3008  # a pinned version is gone from the distribution's mirrors after its next fix
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc g++ libc6-dev libnuma1 ninja-build \
+    && apt-get install -y --no-install-recommends bubblewrap gcc g++ libc6-dev libnuma1 ninja-build \
     && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --uid 10001 rlreason

@@ -7,11 +7,12 @@
 # Devel, not runtime: DeepSpeed and vLLM compile kernels at first use, with nvcc.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 
-# ibverbs: NCCL loads it for InfiniBand and RoCE; without it several nodes talk TCP.
+# ibverbs: NCCL loads it for InfiniBand and RoCE; without it several nodes talk TCP. Programs that a model writes run in
+# bubblewrap.
 # hadolint ignore=DL3008  # a pinned version is gone from the distribution's mirrors after its next fix
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3.12 python3.12-dev python3.12-venv \
-      gcc g++ ninja-build libnuma1 libibverbs1 ibverbs-providers \
+      bubblewrap gcc g++ ninja-build libnuma1 libibverbs1 ibverbs-providers \
     && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --uid 10001 rlreason

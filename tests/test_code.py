@@ -94,7 +94,7 @@ def test_outputs_agree_word_by_word(output, expected, tolerance, right):
     ],
 )  # fmt: skip
 def test_code(given, answer, options, value):
-    assert code(given, answer, total=60, seconds=20, **options) == (pytest.approx(value) if value else value)
+    assert code(given, answer, timeout=60, seconds=20, **options) == (pytest.approx(value) if value else value)
 
 
 EQUAL = "    __eq__ = lambda s, o: True\n    __hash__ = None\n"
@@ -173,7 +173,7 @@ def test_names_that_python_or_the_tests_define_are_not_the_programs():
 
 def test_time_for_an_answer_is_shared_by_its_tests():
     tests = task(*[{"input": "", "output": "1"}] * 50)
-    assert code(tests, block("import time\ntime.sleep(60)"), seconds=0.3, total=0.6, partial=True) == 0.0
+    assert code(tests, block("import time\ntime.sleep(60)"), seconds=0.3, timeout=0.6, partial=True) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 
 from rlreason.config import RewardsConfig
 from rlreason.errors import RolloutError
-from rlreason.rewards.pool import Pool
+from rlreason.rewards.pool import Pool, settle
+from rlreason.rewards.process import Asked
 from rlreason.types import Task
 
 MINE = """
@@ -95,7 +96,7 @@ def mine(tmp_path_factory):
     """A user's package, where Python finds it."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "mine.py").write_text(MINE)
-    (folder / "tardy.py").write_text("import time; time.sleep(0.7)\ndef size(task, text): return len(text)\n")
+    (folder / "tardy.py").write_text("import time; time.sleep(0.7)\ndef size(task, text): time.sleep(0.3); return len(text)\n")
     (folder / "deadly.py").write_text("import os; os._exit(5)\n")
     sys.path.insert(0, str(folder))
     yield folder
@@ -221,6 +222,25 @@ def test_a_death_among_coroutines_is_blamed_on_who_caused_it(judge):
     assert [c for v in found for c in v.failures.values()] == [hung, "died of signal 11 (SIGSEGV)", hung]
 
 
+def test_blame_needs_certainty():
+    async def run():
+        at_work, waits, also = (Asked(i, "", ["a", "b"], asyncio.get_running_loop().create_future()) for i in range(3))
+        waits.left, also.left = [], ["c"]  # the last of them is to be called yet; until then, d of it waits
+        waits.waiting, also.waiting = {"d": 0.0}, {"d": 0.0}
+        under_way = [(at_work, "a"), (waits, "d"), (also, "d")]
+        settle(under_way, [at_work], "died")
+        assert [a.alone for a in (at_work, waits, also)] == [True, False, False]
+        settle(under_way[1:], [also], "died")
+        assert [a.alone for a in (at_work, waits, also)] == [True, True, True], "it was there twice"
+        assert not at_work.failures | waits.failures | also.failures
+        settle(under_way[:1], [at_work], "died")
+        assert (at_work.failures, at_work.parts, at_work.left) == ({"a": "died"}, {"a": None}, ["b"])
+        settle(under_way[2:], [], "died")
+        assert (also.failures, also.waiting, also.left) == ({"d": "died"}, {}, ["c"])
+
+    asyncio.run(run())
+
+
 def test_facts_and_options_are_handed_in_by_name(judge):
     given = {"length": 7, "limit": 50, "truncated": True}
     (verdict,) = judge(("x", {"mine.facts": 1.0}), facts=given, options={"mine.facts": {"bonus": 10, "timeout": 3}})
@@ -341,7 +361,7 @@ def test_trivial_rewards_are_judged_by_the_thousand(mine, tmp_path):
 def test_a_process_that_judges_is_up_at_once():
     code = "import time; t = time.process_time(); import rlreason.rewards.worker; print(time.process_time() - t)"
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
-    runs = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True) for _ in "ab"]
+    runs = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True) for _ in "abc"]
     assert min(float(run.stdout) for run in runs) < 0.3, "seconds of imports"
     heavy = {"torch", "sympy", "math_verify", "lingua", "reasoning_gym", "httpx", "omegaconf"}
     code = "import sys, json, rlreason.rewards.worker; print(json.dumps([*sys.modules]))"

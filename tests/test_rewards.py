@@ -103,7 +103,7 @@ def test_every_built_in_reward_goes_by_its_name():
         "exact", "numeric", "math", "choice", "code", "gym", "judge", "format", "language", "cosine", "soft_overlong",
         "repetition",
     }  # fmt: skip
-    assert all(wrong_options(name, {}) == "" for name in REWARDS)
+    assert {name for name in REWARDS if wrong_options(name, {})} == {"judge"}, "which has to be told whom to ask"
 
 
 def test_a_module_that_breaks_on_import_is_told(tmp_path, monkeypatch):

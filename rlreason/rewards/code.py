@@ -46,7 +46,7 @@ def code(
     *,
     partial: bool = False,  # the share of tests passed, instead of all or nothing
     seconds: float = 4.0,  # for one program: one input, or all assertions together
-    total: float = 8.0,  # seconds for one answer; tests that it leaves no time for are not passed
+    timeout: float = 8.0,  # seconds for one answer; tests that it leaves no time for are not passed
     memory: int = 512,  # MiB for one program
     tolerance: float = 0.0,  # relative or absolute, by which a number may differ
     isolation: str = "auto",  # bubblewrap, landlock; auto: the stronger of those that stand here
@@ -67,7 +67,7 @@ def code(
     if program is None or len(program) > LONGEST:
         return 0.0
     limits = walls.Limits(wall=seconds, cpu=seconds, memory=memory << 20)
-    end = time.monotonic() + total
+    end = time.monotonic() + timeout
     if sandbox:
         results = _remote(sandbox, program, tests, seconds, end, tolerance)
     elif tests.streams:

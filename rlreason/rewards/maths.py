@@ -11,7 +11,7 @@ from functools import lru_cache
 from rlreason.rewards.answer import boxes, stated, without_echo
 from rlreason.rewards.expression import TooLarge, Tree, Unreadable, read
 from rlreason.rewards.notation import RELATION, Parts, interval, normalise, parts, plain, unitless
-from rlreason.rewards.value import Undefined, proportional, same, within
+from rlreason.rewards.value import Undefined, defined, proportional, same, within
 from rlreason.types import Task
 
 LONGEST = 2000  # characters of a truth; ten times a truth's and 500 more of an answer
@@ -77,7 +77,7 @@ def _same(truth: str, answer: str, depth: int) -> bool | None:
         return True
     words = plain(truth)
     if words is not None:
-        return words == (plain(answer) or answer.casefold())
+        return words == (plain(answer) or plain(f"\\text{{{answer}}}"))
     if not answer or not answer.replace("°", "").isascii() or depth > 4:
         return False
     if UNFINISHED.search(answer) and not UNFINISHED.search(truth):
@@ -186,7 +186,7 @@ def _single(truth: str, answer: str) -> bool | None:
     except Unreadable:
         return _asked(ours, theirs)
     except Undefined:
-        return False
+        return False if defined(a) else None
     except TooLarge:
         return None
 

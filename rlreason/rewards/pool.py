@@ -163,7 +163,7 @@ class Pool:
         cause = worker.died()
         self.stillborn = 0 if worker.ready else self.stillborn + 1
         if worker.ready and not worker.leaving:
-            _settle(worker.under_way(), worker.likely or [*worker.line][:1], cause)
+            settle(worker.under_way(), worker.likely or [*worker.line][:1], cause)
         for asked in reversed(worker.asked.values()):
             asked.left = [*asked.waiting, *asked.left]
             asked.waiting.clear()
@@ -184,7 +184,7 @@ class Pool:
         self.queue.clear()
 
 
-def _settle(under_way: list[tuple[Asked, str]], likely: list[Asked], cause: str) -> None:
+def settle(under_way: list[tuple[Asked, str]], likely: list[Asked], cause: str) -> None:
     """Find out what killed a process, of what was under way in it.
 
     If that was one answer only, its reward at work has failed; else a coroutine of it. Of several nobody knows which it

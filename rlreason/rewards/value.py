@@ -29,19 +29,21 @@ def same(truth: Tree, answer: Tree) -> bool:
     """Whether two expressions have the same value, whatever their variables' values.
 
     Rational functions are compared exactly. Others are told apart by floats that differ by a thousandth, and count as
-    the same if they agree to 30 of 50 digits. Raises `TooLarge`, `Unreadable` for the factorial of a variable, or `Undefined` if the answer has no value.
+    the same if they agree to 30 of 50 digits. Raises `TooLarge`, `Unreadable` for the factorial of a variable, or
+    `Undefined` if one has no value.
     """
     if _uses_log(truth) or _uses_log(answer):  # log without a base: to base e for some, 10 for others
         return any(_agree(truth, answer, base) for base in (10, 0))
     return _agree(truth, answer, 0)
 
 
-def value(tree: Tree) -> Fraction | None:
-    """The exact value of an expression of rational numbers; `None` of any other. Raises `TooLarge`, `Undefined`."""
-    if any(node[0] in ("var", "call", "root") for node in _nodes(tree)):
-        return None
-    found = _Values(cmath, 0, 0).of(tree)
-    return found if isinstance(found, Fraction) else None
+def defined(tree: Tree) -> bool:
+    """Whether an expression has a value: 1/0 has none."""
+    try:
+        _Values(cmath, 0, 10).of(tree)
+    except Undefined:
+        return False
+    return True
 
 
 def within(tree: Tree, number: Fraction, distance: Fraction) -> bool:

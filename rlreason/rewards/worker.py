@@ -39,7 +39,7 @@ from rlreason.types import Task
 
 SUBREAPER, PARENT_DEATH = 36, 1  # PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG of <linux/prctl.h>
 LIBRARIES = {  # slow to import
-    "math": "math_verify", "cosine": "math_verify", "language": "lingua", "gym": "reasoning_gym", "judge": "httpx",
+    "math": "math_verify", "cosine": "math_verify", "language": "py3langid", "gym": "reasoning_gym", "judge": "httpx",
 }  # fmt: skip
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60

@@ -107,7 +107,7 @@ def outcomes(canaries, request) -> dict[tuple[str, str], Outcome]:
         task = Task("t", "", "answer-to-find", info={"tests": [{"input": json.dumps(canaries.facts) + "\n", "output": "42"}]})
         limit = SHORT if verdict_of(program) == 0 else LONG
         began = time.monotonic()
-        value = code(task, f"```python\n{program.read_text()}\n```", seconds=limit, total=60, memory=256, isolation=kind)
+        value = code(task, f"```python\n{program.read_text()}\n```", seconds=limit, timeout=60, memory=256, isolation=kind)
         return Outcome(value, time.monotonic() - began)
 
     with pytest.MonkeyPatch.context() as environment, ThreadPoolExecutor(4) as pool:
@@ -177,7 +177,7 @@ HONEST = {
 def test_an_honest_program_passes(kind, name):
     program, given, expected = HONEST[name]
     task = Task("t", "", info={"tests": [{"input": given, "output": expected}]})
-    assert code(task, f"```python\n{program}\n```", seconds=LONG, total=60, isolation=kind) == 1.0
+    assert code(task, f"```python\n{program}\n```", seconds=LONG, timeout=60, isolation=kind) == 1.0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,8 +36,9 @@ def train(models, tmp_path):
         out = tmp_path / "run"
         return rlreason(
             "train", "recipes/debug.yaml", f"model={models('qwen2-tied')}", f"tasks.path={tmp_path / 'tasks.jsonl'}",
-            f"out={out}", "tasks.reward={wild.reward: 1}", "loop.steps=2", "eval.tasks=0", "rewards.timeout=1", *options, out=out,
-            PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(tmp_path)]), ONCE=str(tmp_path / "once"),
+            f"out={out}", "tasks.reward={wild.reward: 1}", "loop.steps=2", "eval.tasks=0", "rewards.timeout=1", *options,
+            out=out, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(tmp_path)]),
+            ONCE=str(tmp_path / "once"),
         )  # fmt: skip
 
     return run
