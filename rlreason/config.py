@@ -230,9 +230,10 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         if problem := find_reward(name)[1]:
             yield "tasks.reward", problem
     for name in dict.fromkeys([*tasks.reward, *config.rewards.options]):
-        if not find_reward(name)[1] and (problem := wrong_reward_options(name, config.rewards.options.get(name, {}))):
-            yield f"rewards.options.{name}", problem
-        elif name not in tasks.reward and (problem := find_reward(name)[1]):
+        reward, problem = find_reward(name)
+        if reward:
+            problem = wrong_reward_options(name, config.rewards.options.get(name, {}))
+        if problem and (reward or name not in tasks.reward):  # else it is told below
             yield f"rewards.options.{name}", problem
     if config.eval.metric and config.eval.metric not in tasks.reward:
         yield "eval.metric", f"{config.eval.metric!r} is not among tasks.reward ({', '.join(tasks.reward)})"

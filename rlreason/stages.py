@@ -22,9 +22,9 @@ from rlreason.evaluate import Score, evaluate
 from rlreason.history import History
 from rlreason.loop import Rollout, train
 from rlreason.metrics import Journal
-from rlreason.rewards import sandbox
-from rlreason.rewards.budget import Budget
+from rlreason.rewards.code import sandbox
 from rlreason.rewards.pool import Pool
+from rlreason.rewards.pool.budget import Budget
 from rlreason.tasks import Tasks
 from rlreason.types import Group
 

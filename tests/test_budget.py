@@ -3,7 +3,7 @@
 import pytest
 
 from rlreason.errors import RolloutError
-from rlreason.rewards.budget import Budget
+from rlreason.rewards.pool.budget import Budget
 from rlreason.types import Group, Task
 
 

@@ -8,10 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from rlreason.rewards import sandbox
-from rlreason.rewards.code import _names, agree, code, extract, read_tests
-from rlreason.rewards.inside import from_json, same, to_json
-from rlreason.rewards.jail import system_call_filter
+from rlreason.rewards.code import _names, agree, code, extract, read_tests, sandbox
+from rlreason.rewards.code.inside import from_json, same, to_json
+from rlreason.rewards.code.jail import system_call_filter
 from rlreason.types import Task
 
 

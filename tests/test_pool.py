@@ -15,7 +15,7 @@ import pytest
 from rlreason.config import RewardsConfig
 from rlreason.errors import RolloutError
 from rlreason.rewards.pool import Pool, settle
-from rlreason.rewards.process import Asked
+from rlreason.rewards.pool.process import Asked
 from rlreason.types import Task
 
 MINE = """
@@ -359,11 +359,11 @@ def test_trivial_rewards_are_judged_by_the_thousand(mine, tmp_path):
 
 
 def test_a_process_that_judges_is_up_at_once():
-    code = "import time; t = time.process_time(); import rlreason.rewards.worker; print(time.process_time() - t)"
+    code = "import time; t = time.process_time(); import rlreason.rewards.pool.worker; print(time.process_time() - t)"
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
     runs = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True) for _ in "abc"]
     assert min(float(run.stdout) for run in runs) < 0.3, "seconds of imports"
     heavy = {"torch", "sympy", "math_verify", "lingua", "reasoning_gym", "httpx", "omegaconf"}
-    code = "import sys, json, rlreason.rewards.worker; print(json.dumps([*sys.modules]))"
+    code = "import sys, json, rlreason.rewards.pool.worker; print(json.dumps([*sys.modules]))"
     told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert not heavy & set(json.loads(told.stdout))

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rlreason.rewards import sandbox
-from rlreason.rewards.code import code
+from rlreason.rewards.code import code, sandbox
 from rlreason.types import Task
 
 pytestmark = pytest.mark.e2e
@@ -191,7 +190,7 @@ def test_a_scratch_folder_is_there_and_starts_empty_each_time(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_when_the_judge_is_killed_the_program_dies_with_it(kind):
     script = (
-        "from rlreason.rewards import sandbox\n"
+        "from rlreason.rewards.code import sandbox\n"
         f"sandbox.run('import time; time.sleep(600)', b'', sandbox.Limits(wall=600), {kind!r})"
     )
     judge = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)

@@ -1,4 +1,4 @@
-"""A process that judges answers, and can be killed at any moment: `python -m rlreason.rewards.worker`, for pool.py alone.
+"""A process that judges answers, and can be killed at any moment: `python -m rlreason.rewards.pool.worker`, for pool.py alone.
 
 It is two processes. The guard runs nobody's code: it waits for its child, which runs everybody's, and ends whatever the
 child leaves behind, also when the process that wanted the answers judged is gone. The child reads one JSON line after

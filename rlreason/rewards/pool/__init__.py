@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rlreason.errors import RolloutError
 from rlreason.rewards import weigh
-from rlreason.rewards.process import PATIENCE, Asked, Process
+from rlreason.rewards.pool.process import PATIENCE, Asked, Process
 from rlreason.types import Task
 
 if TYPE_CHECKING:

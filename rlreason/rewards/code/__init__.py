@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from rlreason.rewards import sandbox as walls
+from rlreason.rewards.code import sandbox as walls
 from rlreason.types import Task
 
 LONGEST = 1_000_000  # characters of a program
@@ -238,7 +238,7 @@ def _remote(url: str, program: str, tests: Tests, seconds: float, end: float, to
 
 
 def _literal_agrees(output: str, expected: str, tolerance: float) -> bool:
-    from rlreason.rewards.inside import same
+    from rlreason.rewards.code.inside import same
 
     wanted = ast.literal_eval(expected)  # the data's: what is wrong with it is told
     try:

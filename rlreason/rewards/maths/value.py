@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 from zlib import crc32
 
-from rlreason.rewards.expression import TooLarge, Tree, Unreadable
+from rlreason.rewards.maths.expression import TooLarge, Tree, Unreadable
 
 BITS = 8192  # of an exact numerator or denominator at most: about 2,400 digits
 POINTS = 3  # where expressions with variables are compared

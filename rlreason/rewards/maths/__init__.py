@@ -9,9 +9,9 @@ from fractions import Fraction
 from functools import lru_cache
 
 from rlreason.rewards.answer import boxes, stated, without_echo
-from rlreason.rewards.expression import TooLarge, Tree, Unreadable, read
-from rlreason.rewards.notation import RELATION, Parts, interval, normalise, parts, plain, unitless
-from rlreason.rewards.value import Undefined, defined, proportional, same, within
+from rlreason.rewards.maths.expression import TooLarge, Tree, Unreadable, read
+from rlreason.rewards.maths.notation import RELATION, Parts, interval, normalise, parts, plain, unitless
+from rlreason.rewards.maths.value import Undefined, defined, proportional, same, within
 from rlreason.types import Task
 
 LONGEST = 2000  # characters of a truth; ten times a truth's and 500 more of an answer

@@ -55,7 +55,7 @@ class Process:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # what can be imported here can be there
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rlreason.rewards.worker", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-m", "rlreason.rewards.pool.worker", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()], start_new_session=True,
                 env=os.environ | one | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
