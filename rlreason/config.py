@@ -226,15 +226,10 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
             yield f"tasks.fields.{name}", f"is not one of {', '.join(FIELDS)}" + (f"; did you mean {near[0]}?" if near else "")
     if "" in config.rollout.stop:
         yield "rollout.stop", "an empty string would end every answer at once"
-    for name in tasks.reward:
-        if problem := find_reward(name)[1]:
-            yield "tasks.reward", problem
     for name in dict.fromkeys([*tasks.reward, *config.rewards.options]):
         reward, problem = find_reward(name)
-        if reward:
-            problem = wrong_reward_options(name, config.rewards.options.get(name, {}))
-        if problem and (reward or name not in tasks.reward):  # else it is told below
-            yield f"rewards.options.{name}", problem
+        if problem := problem or wrong_reward_options(name, config.rewards.options.get(name, {})):
+            yield f"rewards.options.{name}" if reward or name not in tasks.reward else "tasks.reward", problem
     if config.eval.metric and config.eval.metric not in tasks.reward:
         yield "eval.metric", f"{config.eval.metric!r} is not among tasks.reward ({', '.join(tasks.reward)})"
     if tasks.template and "{prompt}" not in tasks.template:
