@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlreason.algorithms import FILTERS, objective
-from rlreason.algorithms.columns import columns
+from rlreason.algorithms.columns import columns, cut
 from rlreason.algorithms.mismatch import summary
 from rlreason.config import Config
 from rlreason.frozen import Frozen
-from rlreason.types import Batch, Group, Metrics, Sample, micro_batches, token_weights
+from rlreason.types import Batch, Group, Metrics, Sample, micro_batches
 from rlreason.weights import Handle, Publisher
 
 CANARY = 16  # tokens of the prompt on which learner and engines are compared after every sync
@@ -130,29 +130,22 @@ class Learner:
         kept = [group for group in groups if FILTERS[algorithm.keep](group)]
         samples = [s for group in kept for s in group.judged()]
         reference = self._logprobs(self.reference, samples) if self.reference else None
-        own = columns(kept, algorithm, config.tasks.reward, config.rollout.max_tokens, reference, config.seed + self.version)
+        parts = cut(kept, updates, algorithm.overlong)
+        own = columns(
+            kept, parts, algorithm, config.tasks.reward, config.rollout.max_tokens, reference, config.seed + self.version
+        )
         if self._proximal() == "learner" and updates > 1:  # with one update it is the policy that is being trained
             own["old"] = self._logprobs(self._logits, samples)
-        numbers = [group for group, g in enumerate(kept) for _ in g.judged()]
-        metrics = []
-        for part in range(updates):
-            rows = [i for i, number in enumerate(numbers) if number % updates == part]
-            if algorithm.overlong == "mask":
-                rows = [i for i in rows if not samples[i].truncated]
-            metrics.append(self._update([samples[i] for i in rows], [numbers[i] for i in rows],
-                                        {name: [column[i] for i in rows] for name, column in own.items()}))  # fmt: skip
+        metrics = [self._update([samples[row] for row in rows], {k: [column[row] for row in rows] for k, column in own.items()})
+                   for rows in parts]  # fmt: skip
         self.version += 1
         if self.reference and algorithm.reference_every and self.version % algorithm.reference_every == 0:
             self.reference.become(self.engine.module)
         return metrics[0] | {key: float(np.mean([m[key] for m in metrics])) for key in ("loss", "grad_norm")}
 
-    def _update(self, samples: list[Sample], groups: list[int], own: dict[str, list[Any]]) -> Metrics:
-        """One optimizer step. `own`: columns of the batch, one entry per sample; `groups`: the number of each one's."""
+    def _update(self, samples: list[Sample], own: dict[str, list[Any]]) -> Metrics:
+        """One optimizer step. `own`: columns of the batch, one entry per sample."""
         algorithm, learner = self.config.algorithm, self.config.learner
-        together = [[s for s, number in zip(samples, groups, strict=True) if number == n] for n in dict.fromkeys(groups)]
-        weights = token_weights(together, algorithm.per, self.config.rollout.max_tokens)
-        trained = own.pop("trained", [1.0] * len(samples))
-        own["weight"] = [weight * share for weight, share in zip(weights, trained, strict=True)]
         here = self._proximal() == "learner" and "old" not in own
 
         plan = micro_batches([len(s.tokens) for s in samples], self.world, learner.tokens)[self.rank]
@@ -168,7 +161,7 @@ class Learner:
             self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over ranks, and the loss is a sum
             seen |= {"loss": loss.detach(), "padded": loss.new_tensor(micro.tokens.numel())}
             for name, value in seen.items():
-                sums[name] = sums.get(name, 0.0) + value.double().cpu()
+                sums[name] = sums.get(name, 0.0) + value.double()
         before = None if self.moved else self._fingerprints()
         lr = self.engine.get_lr()[0]
         grad_norm = self._plain_norm()
@@ -176,7 +169,7 @@ class Learner:
         grad_norm = float(self.engine.get_global_grad_norm() or grad_norm)
         if before is not None and grad_norm > 0:
             self._assert_moved(before)
-        torch.distributed.all_reduce(values := torch.stack([*sums.values()]).to(self.device))
+        torch.distributed.all_reduce(values := torch.stack([*sums.values()]))
         totals = dict(zip(sums, values.tolist(), strict=True))
         real = sum(len(s.tokens) for s in samples)
         metrics = {"loss": totals["loss"], "grad_norm": grad_norm, "lr": lr, "padding": 1 - real / max(totals["padded"], 1)}

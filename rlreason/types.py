@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -97,8 +98,8 @@ class Batch(NamedTuple):
         return batch
 
 
-def token_weights(groups: list[list[Sample]], per: str, max_tokens: int) -> list[float]:
-    """The weight of each trained token, one number per sample, in the order of `groups`.
+def token_weights(lengths: Sequence[int], groups: Sequence[int], per: str, max_tokens: int) -> list[float]:
+    """The weight of each trained token, one number per sample: of `lengths[i]` tokens, and an answer to task `groups[i]`.
 
     The denominator spans the whole batch, so the loss is a plain sum: however the samples are then cut into
     micro-batches and ranks, the gradient is the same.
@@ -106,19 +107,19 @@ def token_weights(groups: list[list[Sample]], per: str, max_tokens: int) -> list
     `per` is what the loss is a mean of: `token` (DAPO), `sequence` (GRPO as published), `prompt` (every task counts
     the same), `constant` (Dr.GRPO: divided by `max_tokens`, so that length is neither rewarded nor punished).
     """
-    lengths = [[s.length for s in group] for group in groups]
-    samples = sum(len(group) for group in groups)
-    total = sum(map(sum, lengths))
+    total, samples = sum(lengths), len(lengths)
+    of_group: Counter[int] = Counter()
+    for length, group in zip(lengths, groups, strict=True):
+        of_group[group] += length
     weights: list[float] = []
-    for group in lengths:
-        for length in group:
-            denominator = {
-                "token": total,
-                "sequence": samples * length,
-                "prompt": len(groups) * sum(group),
-                "constant": samples * max_tokens,
-            }[per]
-            weights.append(1 / denominator if denominator else 0.0)
+    for length, group in zip(lengths, groups, strict=True):
+        denominator = {
+            "token": total,
+            "sequence": samples * length,
+            "prompt": len(of_group) * of_group[group],
+            "constant": samples * max_tokens,
+        }[per]
+        weights.append(1 / denominator if denominator else 0.0)
     return weights
 
 

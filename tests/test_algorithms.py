@@ -155,7 +155,8 @@ def test_any_cut_into_micro_batches_and_ranks_gives_the_same_gradient(
 ):
     groups, own = made(sample, lengths)
     samples = [s for group in groups for s in group]
-    own["weight"] = token_weights(groups, per, 64)
+    numbers = [number for number, group in enumerate(groups) for _ in group]
+    own["weight"] = token_weights([s.length for s in samples], numbers, per, 64)
     algorithm = AlgorithmConfig(
         loss=loss, correction=correction, kl=kl, kl_loss=0.1, entropy=0.01, covariance="kl_cov", off_policy_mask=0.1
     )

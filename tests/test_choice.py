@@ -99,4 +99,4 @@ def test_no_text_raises_or_takes_long(text, answer, times):
     for whole in (text * times, f"The answer is {text * times}", rf"\boxed{{{text * times}}}"):
         assert judged("A", whole, [answer, "x"]) in (0, 1)
         assert judged(answer, whole, [answer, "x"]) in (0, 1, None)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 3  # seconds, of the 10 that a reward has

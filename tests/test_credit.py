@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlreason.algorithms import ADVANTAGES, Scores
-from rlreason.algorithms.columns import columns, score
+from rlreason.algorithms.columns import columns, cut, score
 from rlreason.config import AlgorithmConfig
 from rlreason.rewards.length import overlong_penalty
 from rlreason.types import Batch, Group, Task
@@ -110,10 +110,29 @@ def group(sample, *rewards, lengths=None, weights=None, truncated=()) -> Group:
     return Group(Task("0", "", "", reward=weights), samples)
 
 
+def learnt(groups, algorithm, weights, limit, reference=None):
+    """The columns of a batch with one optimizer step."""
+    return columns(groups, cut(groups, 1, algorithm.overlong), algorithm, weights, limit, reference)
+
+
 def test_a_sample_that_could_not_be_judged_takes_no_part(sample):
     groups = [group(sample, 0.0, None, 1.0), group(sample, None, 5.0)]
-    own = columns(groups, AlgorithmConfig(advantage="dr_grpo"), {"exact": 1.0}, 10)
-    assert own == {"advantage": [-0.5, 0.5, 0.0]}
+    own = learnt(groups, AlgorithmConfig(advantage="dr_grpo"), {"exact": 1.0}, 10)
+    assert own == {"advantage": [-0.5, 0.5, 0.0], "weight": [1 / 6] * 3}
+
+
+def test_truncated_samples_count_for_the_baseline_alone_under_mask(sample):
+    groups = [group(sample, 0.0, 1.0, truncated=[1]), group(sample, 1.0)]
+    own = learnt(groups, AlgorithmConfig(advantage="dr_grpo", overlong="mask"), {"exact": 1.0}, 10)
+    assert own == {"advantage": [-0.5, 0.5, 0.0], "weight": [1 / 4, 0.0, 1 / 4]}
+
+
+def test_optimizer_steps_share_the_groups_and_have_denominators_of_their_own(sample):
+    groups = [group(sample, 0.0, 1.0), group(sample, 1.0, lengths=[5]), group(sample, None, 3.0)]
+    parts = cut(groups, 2)
+    assert parts == [[0, 1, 3], [2]]
+    own = columns(groups, parts, AlgorithmConfig(), {"exact": 1.0}, 10)
+    assert own["weight"] == [1 / 6, 1 / 6, 1 / 5, 1 / 6]
 
 
 def test_a_soft_overlong_penalty_is_part_of_the_reward(sample):
@@ -129,7 +148,7 @@ def test_kl_in_the_reward_is_that_of_the_whole_answer(sample):
     for s in g.samples:
         s.logprobs[s.mask] = -1.0
     reference = [np.array([7.0, -1.5, -2.0], np.float32), np.array([7.0, -1.0, -1.0], np.float32)]
-    own = columns([g], AlgorithmConfig(advantage="raw", kl_reward=0.1), {"exact": 1.0}, 10, reference)
+    own = learnt([g], AlgorithmConfig(advantage="raw", kl_reward=0.1), {"exact": 1.0}, 10, reference)
     assert own["advantage"] == pytest.approx([1 - 0.1 * 1.5, 1.0])
 
 
@@ -139,7 +158,7 @@ def test_teacher_credit_is_the_reverse_kl_token_by_token(sample):
     for s in g.samples:
         s.logprobs[s.mask] = -1.0
     reference = [np.array([7.0, -0.5, -2.0], np.float32), np.array([7.0, -1.0, -3.0], np.float32)]
-    own = columns([g], AlgorithmConfig(advantage="none", kl_credit=1.0), {"exact": 1.0}, 10, reference)
+    own = learnt([g], AlgorithmConfig(advantage="none", kl_credit=1.0), {"exact": 1.0}, 10, reference)
     batch = Batch.collate(g.samples, **own)
     assert batch.advantage.tolist() == [[0, 0.5, -1.0], [0, 0, -2.0]]
     assert batch.reference.tolist() == [[0, -0.5, -2.0], [0, -1.0, -3.0]]
@@ -150,9 +169,9 @@ def test_clip_cov_takes_the_gradient_of_a_token_and_kl_cov_adds_a_penalty(sample
     g.samples[0].logprobs[:] = [0.0, -0.1, -9.0]
     g.samples[1].logprobs[:] = [0.0, -9.0]
     options = {"low": 0.5, "high": 9.0}
-    own = columns([g], AlgorithmConfig(covariance="clip_cov", covariance_options=options), {"exact": 1.0}, 10)
-    assert [column.tolist() for column in own["trained"]] == [[1, 0, 1], [1, 1]]
-    own = columns([g], AlgorithmConfig(covariance="kl_cov", covariance_options={"coefficient": 0.5}), {"exact": 1.0}, 10)
+    own = learnt([g], AlgorithmConfig(covariance="clip_cov", covariance_options=options), {"exact": 1.0}, 10)
+    assert [column.tolist() for column in own["weight"]] == [pytest.approx([1 / 3, 0, 1 / 3]), pytest.approx([1 / 3, 1 / 3])]
+    own = learnt([g], AlgorithmConfig(covariance="kl_cov", covariance_options={"coefficient": 0.5}), {"exact": 1.0}, 10)
     assert [column.tolist() for column in own["penalty"]] == [[0, 0.5, 0], [0, 0]]
 
 
@@ -166,12 +185,13 @@ def test_a_step_of_degenerate_groups_has_numbers(sample, name):
         group(sample, 0.5, 0.5),
     ]
     algorithm = AlgorithmConfig(advantage=name, overlong="soft", covariance="kl_cov")
-    own = columns(groups, algorithm, {"exact": 1.0}, 10)
+    own = learnt(groups, algorithm, {"exact": 1.0}, 10)
     batch = Batch.collate([s for g in groups for s in g.samples], **own)
     assert all(np.isfinite(column).all() for column in batch)
 
 
 def test_recorded_answers_all_count_the_same(sample):
-    assert columns([group(sample, 0.0, 1.0)], AlgorithmConfig(answers="recorded", loss="nll"), {}, 10) == {
-        "advantage": [1.0, 1.0]
+    assert learnt([group(sample, 0.0, 1.0)], AlgorithmConfig(answers="recorded", loss="nll"), {}, 10) == {
+        "advantage": [1.0, 1.0],
+        "weight": [1 / 4, 1 / 4],
     }

@@ -271,14 +271,14 @@ HOSTILE = {
 def test_hostile_answers_take_a_moment_and_earn_nothing(truth, hostile, around):
     began = time.process_time()
     assert judged(truth, around % hostile if "%s" in around else around) in (0.0, None) or hostile in ("\u202e5\u202c" * 100,)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 3  # seconds, of the 10 that a reward has; well below 1 on an idle machine
 
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_truth_is_no_trouble_either(hostile):
     began = time.process_time()
     assert judged(hostile, r"\boxed{7}") in (0.0, None)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 3  # seconds, of the 10 that a reward has; well below 1 on an idle machine
 
 
 def test_an_answer_of_a_megabyte_takes_no_longer():
@@ -302,7 +302,7 @@ def test_an_answer_of_a_megabyte_takes_no_longer():
         began = time.process_time()
         assert judged("7", text) == 0
         assert judged("7", rf"{text} \boxed{{7}}") in (0, 1)
-        assert time.process_time() - began < 0.5
+        assert time.process_time() - began < 3  # seconds, of the 10 that a reward has; well below 1 on an idle machine
 
 
 PIECES = st.sampled_from(
@@ -324,7 +324,7 @@ def test_no_text_raises_or_takes_long(text, truth):
     assert judged(truth, text) in (0.0, 1.0, None)
     assert judged(truth, rf"\boxed{{{text}}}") in (0.0, 1.0, None)
     assert judged(text, rf"\boxed{{{truth}}}") in (0.0, 1.0, None)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 3  # seconds, of the 10 that a reward has
 
 
 def expression(rng, depth=3):

@@ -209,7 +209,7 @@ def test_coroutines_wait_side_by_side(judge):
     begun = time.monotonic()
     found = judge(*[(str(i), {"mine.later": 1.0, "mine.size": 1.0}) for i in range(100)], workers=1, timeout=5)
     assert [v.reward for v in found] == [2.0 * len(str(i)) for i in range(100)]
-    assert time.monotonic() - begun < 3, "one after the other they take 10 s"
+    assert time.monotonic() - begun < 6, "one after the other they take 10 s"
 
 
 def test_a_death_among_coroutines_is_blamed_on_who_caused_it(judge):

@@ -30,12 +30,11 @@ def test_collate_pads_on_the_right_with_nothing(sample):
     ],
 )
 def test_weights_by_hand(sample, per, expected):
-    groups = [[sample(1, 1), sample(1, 3)], [sample(1, 4), sample(1, 0)]]
-    assert token_weights(groups, per, 10) == pytest.approx(expected)
+    assert token_weights([1, 3, 4, 0], [0, 0, 1, 1], per, 10) == pytest.approx(expected)
 
 
 def test_per_prompt_counts_every_task_the_same(sample):
-    weights = token_weights([[sample(1, 1)], [sample(1, 9)]], "prompt", 10)
+    weights = token_weights([1, 9], [0, 1], "prompt", 10)
     assert [weights[0] * 1, weights[1] * 9] == pytest.approx([0.5, 0.5])
 
 

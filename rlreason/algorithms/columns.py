@@ -12,7 +12,7 @@ from rlreason.algorithms.covariance import COVARIANCE, covariance
 from rlreason.algorithms.credit import ADVANTAGES, Scores
 from rlreason.named import found, options
 from rlreason.rewards.length import overlong_penalty
-from rlreason.types import Group, Sample
+from rlreason.types import Group, Sample, token_weights
 
 if TYPE_CHECKING:
     from rlreason.config import AlgorithmConfig
@@ -20,34 +20,59 @@ if TYPE_CHECKING:
 Column = list[Any]  # one number per sample, or an array as long as its tokens
 
 
+def cut(groups: Sequence[Group], updates: int, overlong: str = "keep") -> list[list[int]]:
+    """Which samples each optimizer step of a batch learns from: every `updates`-th group; truncated ones not under `mask`.
+
+    Rows count the judged samples of `groups`, in order.
+    """
+    parts: list[list[int]] = [[] for _ in range(updates)]
+    judged = [(number, s) for number, group in enumerate(groups) for s in group.judged()]
+    for row, (number, s) in enumerate(judged):
+        if not (overlong == "mask" and s.truncated):
+            parts[number % updates].append(row)
+    return parts
+
+
 def columns(
     groups: Sequence[Group],
+    parts: Sequence[list[int]],
     algorithm: AlgorithmConfig,
     weights: Mapping[str, float],
     limit: int,
     reference: Sequence[NDArray[np.float32]] | None = None,
     seed: int = 0,
 ) -> dict[str, Column]:
-    """`advantage`, and where the method has them `reference`, `penalty` and `trained`, for the judged samples of `groups`.
+    """`weight` and `advantage`, and where the method has them `reference` and `penalty`, for the judged samples of `groups`.
 
+    `parts` is what `cut` gave: the denominators of `weight` span one part. Credit spans them all.
     `weights` are those of the rewards, where a task has none of its own; `limit` is the longest answer in tokens.
-    `reference` holds log-probabilities of each sample's tokens, [P + A]. `trained` (1 or 0) multiplies the weight of a
-    token. The columns of a sample depend on the whole batch, so they are made before it is cut.
+    `reference` holds log-probabilities of each sample's tokens, [P + A].
     """
     samples = [s for group in groups for s in group.judged()]
+    weight: Column = [0.0] * len(samples)
+    numbers = [number for number, group in enumerate(groups) for _ in group.judged()]
+    for rows in parts:
+        lengths, tasks = [samples[row].length for row in rows], [numbers[row] for row in rows]
+        for row, each in zip(rows, token_weights(lengths, tasks, algorithm.per, limit), strict=True):
+            weight[row] = each
     if algorithm.answers == "recorded":
-        return {"advantage": [1.0] * len(samples)}  # nll does not look at it
+        return {"weight": weight, "advantage": [1.0] * len(samples)}  # nll does not look at it
     drift = [_drift(s, r) for s, r in zip(samples, reference, strict=True)] if reference is not None else None
     scores = score(groups, algorithm, weights, limit, drift)
     advantage: Column = list(found(ADVANTAGES, algorithm.advantage)(scores, **algorithm.advantage_options))
     result: dict[str, Column] = {}
     if algorithm.covariance != "none" and samples:
-        result |= _chosen(samples, advantage, algorithm, seed)
+        chosen = _chosen(samples, advantage, algorithm, seed)
+        if algorithm.covariance == "clip_cov":
+            weight = [each * (1 - mark) for each, mark in zip(weight, chosen, strict=True)]
+        else:
+            known = options(COVARIANCE[algorithm.covariance]) | algorithm.covariance_options
+            result["penalty"] = [known["coefficient"] * mark for mark in chosen]
     if algorithm.kl_credit and drift is not None:
         advantage = [a - algorithm.kl_credit * d for a, d in zip(advantage, drift, strict=True)]
     if reference is not None:
         result["reference"] = list(reference)
-    return result | {"advantage": advantage}
+    return result | {"weight": weight, "advantage": advantage}
 
 
 def score(
@@ -78,8 +103,8 @@ def score(
     return Scores(reward, np.array([number for number, _, _ in judged], np.int64), length, parts, share)
 
 
-def _chosen(samples: list[Sample], advantage: Column, algorithm: AlgorithmConfig, seed: int) -> dict[str, Column]:
-    """Tokens of high covariance: without a gradient under clip_cov, with a penalty under kl_cov."""
+def _chosen(samples: list[Sample], advantage: Column, algorithm: AlgorithmConfig, seed: int) -> Column:
+    """1 for the tokens of high covariance that clip_cov or kl_cov takes, else 0."""
     function = COVARIANCE[algorithm.covariance]
     flat = covariance(
         np.concatenate([np.full(s.length, a, np.float64) for s, a in zip(samples, advantage, strict=True)]),
@@ -91,10 +116,7 @@ def _chosen(samples: list[Sample], advantage: Column, algorithm: AlgorithmConfig
         mark = np.zeros(len(s.tokens), np.float32)
         mark[s.mask] = part
         marks.append(mark)
-    if algorithm.covariance == "clip_cov":
-        return {"trained": [1 - mark for mark in marks]}
-    coefficient = (options(function) | algorithm.covariance_options)["coefficient"]
-    return {"penalty": [coefficient * mark for mark in marks]}
+    return marks
 
 
 def _drift(sample: Sample, reference: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -41,7 +41,9 @@ PLANS = (
     Plan("Truncated", "share of answers cut off at the token limit", ("truncated",)),
     Plan("Gradient norm", "before clipping", ("grad_norm",)),
     Plan("Lag", "weight versions between sampling and training", ("lag",)),
-    Plan("Set aside", "samples that were not trained on", ("dropped", "unjudged")),
+    Plan("Set aside", "groups, samples and prompts that were not trained on", ("dropped", "unjudged", "failed", "overlong")),
+    Plan("KL to the reference", "mean log(policy / reference) of the sampled tokens", ("reference_kl",)),
+    Plan("Mismatch", "KL(sampler‖learner), estimated by k3", ("mismatch/k3",), log=True),
     Plan("Learning rate", "at every step", ("lr",), exact=True),
     Plan("Throughput", "tokens a second", ("time/tokens_per_second",)),
 )
