@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := rlreason tests benchmarks
 
-.PHONY: env quickstart test check bench lock
+.PHONY: env quickstart test lint check bench lock
 env: $(READY)
 
 $(READY): requirements/cpu.lock requirements/dev.lock requirements/install.sh pyproject.toml
@@ -18,10 +18,12 @@ quickstart: env  # a small model learns to reason: accuracy before and after, an
 test: env  # every test
 	$(BIN)/pytest
 
-check: env  # format, lint, types and the tests that start no engine
+lint: env  # format, lint, types
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+
+check: lint  # the same, and the tests that start no engine
 	$(BIN)/pytest -q -m "not e2e and not gpu"
 
 bench: env  # a step beside the same work without a framework
