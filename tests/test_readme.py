@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 RUN_BY = {
     "make quickstart": "e2e/test_quickstart.py",
     "make test": "../.ci/run",
-    "make check": "../.ci/run",
+    "make lint": "../.ci/run",
     "make bench": "e2e/test_benchmark.py",
     "rlreason train": "e2e/test_runs.py",
     "rlreason config": "e2e/test_runs.py",
