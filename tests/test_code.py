@@ -89,6 +89,7 @@ def test_outputs_agree_word_by_word(output, expected, tolerance, right):
          block(STACK), {}, 1.0),
         (task("assert sum(1, 2) == 3", entry_point="sum"), block("def sum(a, b):\n    return a + b"), {}, 1.0),
         (task("assert g(1) == 1"), ADD, {}, 0.0),  # the program lacks the function
+        (task({"input": None, "output": None, "call": "f(1, 2)", "expected": "3"}), ADD, {}, 1.0),  # a row of Parquet
         (Task("t7", "", None), ADD, {}, None), (task(), ADD, {}, None),
     ],
 )  # fmt: skip
