@@ -1,6 +1,7 @@
 """One learner in a process of its own, with the real DeepSpeed: how it cuts, clips, schedules, saves, and what it notices."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from rlreason.cluster import Placement, environment
 os.environ.update(environment(Placement("cpu", False, "shm", 1, 1)))
 import numpy as np, torch
 from rlreason.config import AlgorithmConfig, Config, LearnerConfig, LoopConfig, RolloutConfig
-from rlreason.learner import Learner
+from rlreason.learner import Learner, token_entropy
 from rlreason.types import Group, Sample, Task
 
 def learner(**options):
@@ -39,6 +40,10 @@ def group(name):
 groups = [group(name) for name in "abcd"]
 groups[0].samples.append(sample(9, None))  # could not be judged
 told = {}
+
+# Three tokens, of which two were drawn: evenly from four, and from p = 3/4, 1/4 at temperature 2 (logits 2 ln 3 and 0).
+logits = torch.tensor([[[0.0, 0, 0, 0], [2 * np.log(3.0), 0, -1e9, -1e9], [5, 0, 0, 0]]])
+told["entropies"] = token_entropy(logits, 2.0)[0].tolist()
 
 whole = learner(tokens=4096)
 first = whole.step(groups)
@@ -95,6 +100,11 @@ def told(models, tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_entropy_is_that_of_the_distribution_a_token_was_drawn_from(told):
+    expected = [0, math.log(4), -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))]
+    assert told["entropies"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_how_a_batch_is_cut_changes_nothing(told):
