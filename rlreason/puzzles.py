@@ -77,13 +77,17 @@ def _maker() -> subprocess.Popen[str]:
         env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])},
         start_new_session=True,  # a Ctrl-C is the run's to hear; the child ends when its input does
     )
-    atexit.register(_end, child)
     return child
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    if child.poll() is None:
-        child.__exit__(None, None, None)  # closes its input, and waits
+@atexit.register
+def end() -> None:
+    """End the process that makes puzzles, if there is one; the next puzzle starts another."""
+    if _maker.cache_info().currsize:
+        child = _maker()
+        _maker.cache_clear()
+        if child.poll() is None:
+            child.__exit__(None, None, None)  # closes its input, and waits
 
 
 def _ask(request: dict[str, Any]) -> Any:

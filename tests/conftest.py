@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rlreason import puzzles
 from rlreason.types import Sample
 
 
@@ -25,3 +26,10 @@ def sample(prompt: int, answer: int, reward: float | None = None, logp: float = 
 @pytest.fixture(name="sample")
 def _sample():
     return sample
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_puzzle_maker_outlives_its_module():
+    """The process that makes reasoning-gym's puzzles lives as long as the one that asks it, which here is pytest."""
+    yield
+    puzzles.end()
