@@ -69,7 +69,7 @@ def make(name: str, options: dict[str, Any], number: int) -> dict[str, Any]:
 
 @cache
 def _maker() -> subprocess.Popen[str]:
-    child = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-P", "-W", "ignore", "-m", "rlreason.puzzles"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -77,7 +77,6 @@ def _maker() -> subprocess.Popen[str]:
         env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])},
         start_new_session=True,  # a Ctrl-C is the run's to hear; the child ends when its input does
     )
-    return child
 
 
 @atexit.register
