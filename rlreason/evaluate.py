@@ -49,18 +49,20 @@ def interval(means: Sequence[float]) -> Score:
     return Score(mean, n, mean - reach, mean + reach)
 
 
-async def evaluate(rollout: Rollout, tasks: Sequence[Task], samples: int, metric: str) -> tuple[Score, list[Group]]:
-    """Mean of the reward `metric` over sampled answers; of a task with rewards of its own, of the first of those.
+def pass_rate(group: Group, metric: str) -> float | None:
+    """Mean of the reward `metric` over a task's answers; of a task with rewards of its own, of the first of those.
 
-    A task of which no answer can be judged does not count.
+    None where no answer could be judged by it.
     """
+    name = metric if metric in (group.task.reward or {metric}) else next(iter(group.task.reward or ()))
+    values = [value for s in group.samples if (value := s.parts.get(name)) is not None]
+    return fmean(values) if values else None
+
+
+async def evaluate(rollout: Rollout, tasks: Sequence[Task], samples: int, metric: str) -> tuple[Score, list[Group]]:
+    """The mean pass rate over tasks; one of which no answer can be judged does not count."""
     groups = list(await asyncio.gather(*(rollout.sample(task, samples) for task in tasks)))
-    means = []
-    for group in groups:
-        name = metric if metric in (group.task.reward or {metric}) else next(iter(group.task.reward or ()))
-        values = [value for s in group.samples if (value := s.parts.get(name)) is not None]
-        if values:
-            means.append(fmean(values))
+    means = [rate for group in groups if (rate := pass_rate(group, metric)) is not None]
     if not means:
         failures = (f"; {name} {cause}" for g in groups for s in g.samples for name, cause in s.failures.items())
         raise RolloutError(f"none of the {len(tasks)} held-out tasks could be judged by {metric}{next(failures, '')}")

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rlreason import checkpoint
 from rlreason.config import Config
 from rlreason.errors import StorageError
+from rlreason.evaluate import pass_rate
 from rlreason.loop import Rollout
 from rlreason.tasks import Tasks, origin
 from rlreason.types import Group, Metrics, Task
@@ -33,13 +33,6 @@ def frontier(rate: float) -> float:
 
 
 CURRICULA: dict[str, Callable[[float], float]] = {"none": lambda rate: 1.0, "hard": hard, "frontier": frontier}
-
-
-def pass_rate(group: Group, metric: str) -> float | None:
-    """Mean of the reward `metric` over the judged answers; of a task with rewards of its own, of the first of those."""
-    name = metric if metric in (group.task.reward or {metric}) else next(iter(group.task.reward or ()))
-    values = [value for s in group.judged() if (value := s.parts.get(name)) is not None]
-    return fmean(values) if values else None
 
 
 @dataclass(slots=True)

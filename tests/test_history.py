@@ -8,7 +8,8 @@ import pytest
 
 from rlreason.config import Config, LoopConfig, TasksConfig
 from rlreason.errors import RolloutError, StorageError
-from rlreason.history import FLOOR, History, frontier, hard, pass_rate
+from rlreason.evaluate import pass_rate
+from rlreason.history import FLOOR, History, frontier, hard
 from rlreason.loop import train
 from rlreason.tasks import Tasks
 from rlreason.types import Group, Task
