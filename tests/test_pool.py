@@ -79,12 +79,21 @@ def family(task, text):  # a child, one in a session of its own, and one that ha
             time.sleep(1000)
     with open(task.info["log"], "a") as log: log.write(f"{os.getpid()}\\n{os.getppid()}\\n")
     if text == "hang": time.sleep(1000)
+    if text == "guard": os.kill(os.getppid(), 9); time.sleep(1000)  # who would have ended them all
     time.sleep(0.3)
     return 1
 
 def facts(task, text, *, length, limit, truncated, bonus=0.0): return length + limit / 100 + truncated / 1000 + bonus
 def slow(task, text): time.sleep(0.8); return 1
 def slow_itself(task, text, *, timeout=3.0): time.sleep(0.8); return timeout
+
+def naps(task, text): return float(ctypes.CDLL(None).sleep(1000))  # in C, and a signal ends it: a value comes back
+def holds(task, text): return float(ctypes.PyDLL(None).sleep(2))  # with Python's lock in hand
+def scribbles(task, text):
+    for fd in range(3, 64):
+        try: os.write(fd, b"garbage\\n")
+        except OSError: pass
+    return 1.0
 
 class Odd:
     def __repr__(self): raise RuntimeError
@@ -125,6 +134,8 @@ CAUSES = {
     "mine.leaves": "raised SystemExit: 4 (mine.py:8)",
     "mine.sleeps": "hung for more than 0.5 s and was killed",
     "mine.loops": "hung for more than 0.5 s and was killed",
+    "mine.naps": "hung for more than 0.5 s and was killed",
+    "mine.scribbles": "wrote into the connection over which rewards are told",
     "mine.eats": "raised MemoryError (mine.py:11)",
     "mine.nan": "gave no finite number: nan",
     "mine.huge": "gave no finite number: 1000000000000000000000000000...00000000000000000000000000000",
@@ -222,6 +233,13 @@ def test_a_death_among_coroutines_is_blamed_on_who_caused_it(judge):
     assert [c for v in found for c in v.failures.values()] == [hung, "died of signal 11 (SIGSEGV)", hung]
 
 
+def test_a_coroutine_does_not_pay_for_a_plain_function_at_work(judge):
+    """One that keeps Python to itself for 2 s, as it may, while others have half a second for a tenth's sleep."""
+    answers = [("four", {"mine.later": 1.0}), ("", {"mine.holds": 1.0}), *[("four", {"mine.later": 1.0})] * 3]
+    verdicts = judge(*answers, workers=1, options={"mine.holds": {"timeout": 5}})
+    assert [v.reward for v in verdicts] == [4, 0, 4, 4, 4]
+
+
 def test_blame_needs_certainty():
     async def run():
         at_work, waits, also = (Asked(i, "", ["a", "b"], asyncio.get_running_loop().create_future()) for i in range(3))
@@ -308,12 +326,12 @@ def _pids(log: Path, many: int) -> list[int]:
     return [*map(int, log.read_text().split())]
 
 
-@pytest.mark.parametrize("text", ["hang", "end"])
+@pytest.mark.parametrize("text", ["hang", "end", "guard"])
 def test_nothing_that_a_reward_started_is_left(judge, tmp_path, text):
     """When it was killed for hanging; and, where it ended well, when the pool is closed."""
     log = tmp_path / "pids"
     (verdict,) = judge((text, {"mine.family": 1.0}), info={"log": str(log)}, workers=1)
-    assert verdict.reward == (None if text == "hang" else 1)
+    assert verdict.reward == (1 if text == "end" else None)
     pids = _pids(log, 5)
     assert len(set(pids)) == 5
     assert gone(pids) == []

@@ -107,6 +107,9 @@ class Pool:
                     worker.process.kill()
                 elif time.monotonic() > begun + 1:
                     worker.process.terminate()
+        for worker in self.workers:
+            if worker.process.returncode < 0:
+                worker.bury()
         for asked in self.queue:
             asked.done.cancel()
         if self.log != 2:

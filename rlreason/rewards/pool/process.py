@@ -11,14 +11,18 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil
 
 START = 120.0  # seconds that a process may take to start, and a module to be imported
 PATIENCE = 5.0  # seconds for a process to end
 LATE = 1.0  # seconds for a coroutine to end by itself when its time is up
 WAITING = 64  # answers at most that a process has at a time, coroutines included
+MARK = "RLREASON_JUDGE"  # an environment variable, which tells whose a process is
 AHEAD = 0.1  # seconds of work that a process is given ahead, so that it need not wait for this one
 
 
@@ -52,12 +56,13 @@ class Process:
     def __init__(self, setup: dict[str, Any], log: int):
         ours, theirs = socket.socketpair()
         one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+        self.mark = uuid.uuid4().hex
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # what can be imported here can be there
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "rlreason.rewards.pool.worker", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()], start_new_session=True,
-                env=os.environ | one | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
+                env=os.environ | one | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", MARK: self.mark},
             )  # fmt: skip
         ours.setblocking(False)
         self.socket, self.unsent, self.unread = ours, bytearray(json.dumps(setup).encode() + b"\n"), b""
@@ -110,7 +115,12 @@ class Process:
             alive = False
         *lines, self.unread = b"".join(said).split(b"\n")
         for line in lines:
-            self.hear(*json.loads(line))
+            if self.blamed:  # a signal may wake what hangs, and it then gives a value as if nothing had been
+                break
+            try:
+                self.hear(*json.loads(line))
+            except (ValueError, TypeError, LookupError):  # a reward wrote into what it found open
+                self.kill("wrote into the connection over which rewards are told", [*self.line][:1])
         return alive
 
     def hear(self, what: str, *said: Any) -> None:
@@ -128,6 +138,8 @@ class Process:
             asked, name = self.asked[said[0]], said[1]
             called = asked.waiting.pop(name, None) is None
             if called:
+                for other in self.asked.values():  # coroutines cannot go on while a plain function is at work
+                    other.waiting = {coroutine: since + now - self.since for coroutine, since in other.waiting.items()}
                 self.since = now
                 asked.left.remove(name)
                 if not asked.left:
@@ -159,7 +171,7 @@ class Process:
             limit = self.limits.get(self.line[0].left[0], START)
             if now > self.since + limit:
                 self.kill(hung(limit), [self.line[0]])
-                return
+            return
         late = {asked: self.limits[name] for asked in self.asked.values() for name, since in asked.waiting.items()
                 if now > since + self.limits[name] + LATE}  # fmt: skip
         if late:  # by itself it would have ended before: something holds up all coroutines
@@ -183,11 +195,22 @@ class Process:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
+        if code < 0:  # not even the guard could end what is below it
+            self.bury()
         if self.blamed:
             return self.blamed
         if code - 128 in {*signal.Signals}:  # the guard tells it as a shell does
             return f"died of signal {code - 128} ({signal.Signals(code - 128).name})"
         return f"exited with status {code}"
+
+    def bury(self) -> None:
+        """Kill what a reward has started and what outlived the guard: all that has inherited the mark."""
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark:
+                    process.kill()
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
 
 
 def hung(seconds: float) -> str:

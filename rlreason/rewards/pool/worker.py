@@ -41,6 +41,7 @@ SUBREAPER, PARENT_DEATH = 36, 1  # PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG o
 LIBRARIES = {  # slow to import
     "math": "math_verify", "cosine": "math_verify", "language": "py3langid", "gym": "reasoning_gym", "judge": "httpx",
 }  # fmt: skip
+TURN = 0.1  # seconds between two looks at a coroutine
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
 
@@ -155,12 +156,22 @@ class Judge:
             self.part(id_, name, part, cause, began)
 
     async def wait(self, id_: int, name: str, value: Awaitable[Any], seconds: float) -> None:
-        began, limit = time.perf_counter(), asyncio.timeout(seconds)
+        began, left = time.perf_counter(), seconds
         try:
-            async with limit:
-                part, cause = number(await value)
+            task = asyncio.ensure_future(value)
+            while left > 0 and not task.done():  # by turns, not by the clock: a plain function may hold up this thread
+                await asyncio.wait({task}, timeout=min(left, TURN))
+                left -= TURN
+            if task.done():
+                part, cause = number(task.result())
+            else:
+                task.cancel()
+                await asyncio.wait({task}, timeout=TURN)
+                if not task.done():  # it does not listen: whoever waits for the answer will end this process
+                    return
+                part, cause = None, hung(seconds)
         except BaseException as error:  # as above
-            part, cause = None, hung(seconds) if limit.expired() else raised(error)
+            part, cause = None, raised(error)
         self.part(id_, name, part, cause, began)
 
     def part(self, id_: int, name: str, part: float | None, cause: str, began: float) -> None:
