@@ -240,6 +240,13 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
                 yield f"{key}.{name}", "is not for a recipe to say: rlreason sets it from its other options"
     yield from _methods(algorithm, config.rollout.max_tokens)
     recorded = algorithm.answers == "recorded"
+    if not recorded and algorithm.advantage != "none" and not any(tasks.reward.values()):
+        yield "tasks.reward", "every weight is 0, so there is nothing to learn from"
+    if algorithm.advantage == "passk" and (k := algorithm.advantage_options.get("k", 4)) > loop.samples:
+        yield (
+            "algorithm.advantage_options.k",
+            f"pass@{k} wants {k} samples or more per task, and loop.samples is {loop.samples}",
+        )
     if recorded and algorithm.compares:
         yield "algorithm.kl_loss", "recorded answers have no log-probabilities of a sampler to compare with a reference's"
     if recorded != (algorithm.loss == "nll"):
@@ -269,6 +276,12 @@ def _methods(algorithm: AlgorithmConfig, limit: int) -> Iterator[tuple[str, str]
             yield f"algorithm.{kind}", problem
         else:
             yield from _options(f"algorithm.{kind}_options", function, getattr(algorithm, f"{kind}_options"))
+    if algorithm.covariance_options and algorithm.covariance not in COVARIANCE:
+        yield "algorithm.covariance_options", "have nothing to apply to: algorithm.covariance is none"
+    if algorithm.overlong_buffer and algorithm.overlong != "soft":
+        yield "algorithm.overlong_buffer", f"has nothing to apply to: algorithm.overlong is {algorithm.overlong}"
+    if algorithm.loss == "clip" and 0 < algorithm.loss_options.get("dual", 0) <= 1:
+        yield "algorithm.loss_options.dual", "has to be above 1, or 0 for none"
     if algorithm.covariance in COVARIANCE:
         yield from _options("algorithm.covariance_options", COVARIANCE[algorithm.covariance], algorithm.covariance_options)
     if algorithm.preset and algorithm.preset not in PRESETS:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
+
+# Whatever function they belong to: an option of one of these names means the same everywhere.
+AT_LEAST = {"k": 1, "eps": 0, "low": 0, "high": 0, "cap": 0, "share": 0, "coefficient": 0, "tau_pos": 1e-6, "tau_neg": 1e-6}
 
 
 def find(registry: Mapping[str, Callable[..., Any]], name: str) -> tuple[Callable[..., Any] | None, str]:
@@ -42,14 +46,28 @@ def options(function: Callable[..., Any]) -> dict[str, Any]:
 def wrong_options(function: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(option, problem) for what is wrong with the options that a recipe gives to `function`."""
     known = options(function)
+    hints = {name: _hint(function, name) for name in known}
     for name, value in given.items():
         if name not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             yield name, f"is no option of {function.__name__}{near(name, known)}; {has}"
             continue
-        kind = type(known[name])
-        if kind in (bool, int, float, str) and not _fits(value, kind):
+        kind, choices = type(known[name]), get_args(hints.get(name))
+        if choices and get_origin(hints[name]) is Literal:
+            if value not in choices:
+                yield name, f"{value!r} is not one of {', '.join(map(str, choices))}"
+        elif kind in (bool, int, float, str) and not _fits(value, kind):
             yield name, f"{value!r} is not of the type {kind.__name__}"
+        elif kind in (int, float) and value < AT_LEAST.get(name, -math.inf):
+            yield name, f"{value:g} is below {AT_LEAST[name]:g}"
+
+
+def _hint(function: Callable[..., Any], name: str) -> Any:
+    """The Literal that an option is annotated with; other annotations may need modules that are not loaded."""
+    note = inspect.signature(function).parameters[name].annotation
+    if isinstance(note, str) and note.startswith("Literal["):
+        return eval(note, {"Literal": Literal})
+    return None if isinstance(note, str) else note
 
 
 def near(name: str, names: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> tuple[list[Setting], list[s
 
 def ordered(settings: Sequence[Setting]) -> list[Setting]:
     """A preset before what wins over it, a method before its options: within one source their order means nothing."""
-    first = ("algorithm.preset", "algorithm.advantage", "algorithm.loss")
+    first = ("algorithm.preset", "algorithm.advantage", "algorithm.loss", "algorithm.correction")
     return sorted(settings, key=lambda s: first.index(s.key) if s.key in first else len(first))
 
 
@@ -120,8 +120,9 @@ def build(settings: Sequence[Setting], source: str) -> Config:
     config.tasks.reward = config.tasks.reward or {"exact": 1.0}  # not a default above: mappings merge, and it would stay
     for key, problem in impossible(config):
         if key not in wrong:
-            below = (where for at, where in origin.items() if at == key or at.startswith(f"{key}."))
-            problems.append(f"{next(below, source)}: {key}: {problem}")
+            where = next((where for at, where in origin.items() if at == key or at.startswith(f"{key}.")), source)
+            if not where.endswith("a part of a preset"):  # what is left of a preset when its other settings are overruled
+                problems.append(f"{where}: {key}: {problem}")
     if problems:
         raise RecipeError(problems)
     return config
@@ -132,7 +133,7 @@ def expanded(settings: Sequence[Setting]) -> Iterator[Setting]:
     for setting in settings:
         yield setting
         if setting.key == "algorithm.preset" and setting.value in PRESETS:
-            where = f"{setting.where} (preset {setting.value})"
+            where = f"{setting.where}, as a part of a preset"
             yield from (Setting(k, v, where) for k, v in leaves(PRESETS[setting.value].settings))
 
 
@@ -205,6 +206,8 @@ def _problem(node: DictConfig, setting: Setting) -> str | None:
         return f"{key}: expected a mapping of options, not {value!r}"
     if value == {}:
         return None
+    if value is None and _schema(known) is str:  # key= on the command line, or nothing behind the colon
+        value = ""
     try:
         if known != key and known in ("tasks.reward", "tasks.fields"):  # one level deep: a dot belongs to the name
             OmegaConf.select(node, known)[key.removeprefix(f"{known}.")] = value
@@ -221,7 +224,12 @@ def _problem(node: DictConfig, setting: Setting) -> str | None:
 
 def _free(key: str) -> bool:
     """Is this option a mapping whose keys are not ours to check?"""
+    return str(_schema(key)).startswith("dict")
+
+
+def _schema(key: str) -> Any:
+    """The type of an option."""
     schema: Any = Config
     for name in key.split("."):
         schema = get_type_hints(schema)[name]
-    return str(schema).startswith("dict")
+    return schema

@@ -73,13 +73,17 @@ def inputs(config: Config) -> Tasks:
 
 
 def _refused(config: Config, tasks: Tasks) -> list[str]:
-    """Rewards that the recipe or its rows name, and that cannot work on this machine."""
+    """Rewards that the recipe or its rows name, and that cannot judge these tasks, or not on this machine."""
+    of = {name: [task for task in tasks.examples() if name in (task.reward or config.tasks.reward)] for name in ("code", "gym")}
+    problems = []
+    if of["gym"] and not any("gym" in (task.info or {}) for task in of["gym"]):
+        problems.append("tasks.reward: gym: judges what tasks.generate: gym.<data set> makes, and no task here comes from it")
+    if of["code"] and not any(task.answer or (task.info or {}).get("tests") for task in of["code"]):
+        problems.append("tasks.reward: code: no task has tests; they stand in its info, as docs/methods.md says")
     options = config.rewards.options.get("code", {})
-    named = {name for task in tasks.examples() for name in task.reward or config.tasks.reward}
-    if "code" not in named or options.get("sandbox"):
-        return []
-    why = sandbox.refusal(options.get("isolation", "auto"))
-    return [f"tasks.reward: code: {why}"] if why else []
+    if of["code"] and not options.get("sandbox") and (why := sandbox.refusal(options.get("isolation", "auto"))):
+        problems.append(f"tasks.reward: code: {why}")
+    return problems
 
 
 @contextmanager

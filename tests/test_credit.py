@@ -65,6 +65,11 @@ def test_a_group_with_nothing_to_compare_has_no_credit(name, groups):
         assert found == pytest.approx(np.zeros(len(found)), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in ADVANTAGES if name not in ("raw", "reinforce_pp")])
+def test_large_equal_rewards_have_no_credit_from_rounding(name):
+    assert (ADVANTAGES[name](Scores.of([1e9 + 0.1] * 7)) == 0).all()
+
+
 def test_reinforce_pp_counts_tokens():
     """Rewards 0 and 4, of 3 tokens and 1: mean 1, variance (3 · 1 + 9) / 3 = 4."""
     s = Scores.of([0, 4])._replace(length=np.array([3, 1]))

@@ -20,7 +20,7 @@ from rlreason.types import Task
 
 MINE = """
 import asyncio, ctypes, os, re, sys, time
-import numpy as np
+from decimal import Decimal; import numpy as np
 
 def size(task, text): return len(text)
 def same(task, text): return text == task.answer
@@ -95,6 +95,8 @@ def scribbles(task, text):
         except OSError: pass
     return 1.0
 
+def money(task, text): return Decimal("0.5")
+
 class Odd:
     def __repr__(self): raise RuntimeError
 """
@@ -152,7 +154,7 @@ CAUSES = {
     "nonesuch.at_all": "cannot be loaded: nonesuch.at_all: No module named 'nonesuch'",
 }
 FINE = {
-    "mine.true": 1, "mine.single": 0.5, "mine.array": 2, "mine.unknown": None, "mine.prints": 4, "mine.forks": 4,
+    "mine.true": 1, "mine.single": 0.5, "mine.array": 2, "mine.money": 0.5, "mine.unknown": None, "mine.prints": 4, "mine.forks": 4,
     "mine.loop": 4, "mine.later": 4, "mine.size": 4,
 }  # fmt: skip
 

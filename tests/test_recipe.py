@@ -92,8 +92,20 @@ def test_numbers_as_people_write_them(recipe):
         ("algorithm: {advantage: passk, advantage_options: {k: 2.5}}\n", "advantage_options.k: 2.5 is not of the type int"),
         ("algorithm: {preset: dap}\n", "run.yaml:4: algorithm.preset: 'dap' is not one of r1, dapo"),
         ("algorithm: {preset: distill}\n", "algorithm.reference: is missing: name the teacher's model"),
-        ("algorithm: {overlong_buffer: 999}\n", "overlong_buffer: 999 is above rollout.max_tokens, which is 256"),
+        (
+            "algorithm: {overlong: soft, overlong_buffer: 999}\n",
+            "overlong_buffer: 999 is above rollout.max_tokens, which is 256",
+        ),
         ("algorithm: {reference_every: 3}\n", "nothing compares with the reference"),
+        ("algorithm: {overlong_buffer: 9}\n", "overlong_buffer: has nothing to apply to: algorithm.overlong is keep"),
+        ("algorithm: {covariance_options: {share: 1}}\n", "covariance_options: have nothing to apply to"),
+        ("algorithm: {loss_options: {low: -1}}\n", "run.yaml:4: algorithm.loss_options.low: -1 is below 0"),
+        ("algorithm: {loss_options: {dual: 0.5}}\n", "algorithm.loss_options.dual: has to be above 1, or 0 for none"),
+        ("algorithm: {advantage: gdpo, advantage_options: {over: tokenz}}\n", "over: 'tokenz' is not one of samples, tokens"),
+        ("algorithm: {advantage: passk, advantage_options: {k: 0}}\n", "advantage_options.k: 0 is below 1"),
+        ("algorithm: {advantage: passk, advantage_options: {k: 9}}\n", "pass@9 wants 9 samples or more per task"),
+        ("rewards: {options: {cosine: {of: nosuch}}}\n", "rewards.options.cosine: of: 'nosuch' is not one of"),
+        ("tasks: {reward: {exact: 0}}\n", "tasks.reward: every weight is 0, so there is nothing to learn from"),
         ("algorithm: {advantage: none}\n", "none learns from kl_credit alone"),
         ("algorithm: {loss: nll}\n", "run.yaml:4: algorithm.loss: nll with answers: policy"),
         ("loop: {samples: 1}\n", "run.yaml:4: loop.samples: with one sample per task"),
@@ -249,6 +261,18 @@ def test_a_preset_reaches_beyond_the_algorithm_and_what_is_said_wins_there_too(r
     path = recipe("algorithm: {preset: scale_rl}\n")
     assert load(path).tasks.solved == 0.9
     assert load(path, ["tasks.solved=0.5", "algorithm.preset=scale_rl"]).tasks.solved == 0.5
+
+
+def test_what_is_left_of_a_preset_is_no_mistake(recipe):
+    config = load(recipe("algorithm: {preset: r1}\n"), ["algorithm.kl_loss=0"])
+    assert config.algorithm.reference_every == 400
+    assert (
+        load(recipe(), ["algorithm.correction_options.low=0.1", "algorithm.correction=icepop"]).algorithm.correction == "icepop"
+    )
+
+
+def test_an_option_of_text_may_be_emptied(recipe):
+    assert load(recipe(), ["tasks.path=", "tasks.generate=add"]).tasks.generate == "add"
 
 
 def test_another_loss_does_not_take_over_the_options_of_the_first(recipe):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import comb
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +99,7 @@ def passk_best(s: Scores, eps: float = 1e-6, scale: bool = True) -> Array:
     return _within(s, s.reward, group)
 
 
-def batch(s: Scores, eps: float = 1e-6, std: str = "rewards") -> Array:
+def batch(s: Scores, eps: float = 1e-6, std: Literal["rewards", "advantages"] = "rewards") -> Array:
     """R - mean of the group, divided by the std over the whole batch + eps.
 
     `std` is that of the `rewards` (Lite-PPO, 2508.08221), or of the `advantages` so far (ScaleRL, 2510.13786).
@@ -118,7 +118,7 @@ def reinforce_pp_baseline(s: Scores) -> Array:
     return _whiten(dr_grpo(s), s.length)
 
 
-def gdpo(s: Scores, eps: float = 1e-6, over: str = "samples") -> Array:
+def gdpo(s: Scores, eps: float = 1e-6, over: Literal["samples", "tokens"] = "samples") -> Array:
     """Each reward by itself as in `grpo`, their weighted sum whitened over the batch (GDPO, 2601.05242).
 
     So a reward of small spread is heard beside one of large spread. The last step counts `samples` (the paper, TRL),
@@ -133,11 +133,12 @@ def gdpo(s: Scores, eps: float = 1e-6, over: str = "samples") -> Array:
 
 
 def _within(s: Scores, values: Array, formula: Callable[[Array], Array]) -> Array:
-    """`formula` on the values of each group by itself."""
+    """`formula` on the values of each group by itself; exactly 0, whatever the rounding, where they are all equal."""
     result = np.zeros(len(values))
     for number in np.unique(s.group):
         rows = s.group == number
-        result[rows] = formula(values[rows])
+        if np.ptp(values[rows]):
+            result[rows] = formula(values[rows])
     return result
 
 

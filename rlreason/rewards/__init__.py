@@ -53,6 +53,8 @@ def wrong_options(name: str, options: Any) -> str:
     timeout = options.get("timeout", 1)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         return f"timeout: {timeout!r} is not a number of seconds above 0"
+    if reward is length.cosine and (problem := find(str(options.get("of", "math")))[1]):
+        return f"of: {problem}"
     anyone = [*required, "timeout"]
     rest = {o: value for o, value in options.items() if o not in anyone and (o in parameters or not more)}
     return next((f"{option}: {problem}" for option, problem in named.wrong_options(reward, rest)), "")

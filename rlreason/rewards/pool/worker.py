@@ -32,6 +32,7 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from rlreason.rewards import FACTS, find, wanted
@@ -218,7 +219,7 @@ def number(value: Any) -> tuple[float | None, str]:
         return None, ""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, numbers.Real | Decimal):
         return None, f"gave no number: {SHORT.repr(value)}"
     try:
         part = float(value)
