@@ -14,15 +14,17 @@ ECHO = 20  # characters: a shorter prompt is left in the text, since it may be t
 BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)\s*\d+|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
 DIGITS = re.compile(r"\d+")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*[{\d]")
-JOIN = re.compile(r"(?:[\s$,;&]|\\[()\[\],; ]|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)*")
 ANSWER = re.compile(r"(?i)\banswers?\b[^\n.]{0,60}?(?:\bis\b|\bare\b|:|=)[\s*:=]*")
 SENTENCE = re.compile(r"\.(?:\s|\*|$)|\n|\b(?:because|since)\b|,?\s(?:so|which|where|as)\b")
 SPAN = r"(?:\$\$?(?:[^$\\]|\\.)+\$\$?|\\\([^\n]{1,500}?\\\)|\\\[[^\n]{1,500}?\\\])"
 SPANS = re.compile(rf"{SPAN}(?:\s*,?\s*(?:and|or)?\s*{SPAN})*")
-VALUE = re.compile(r"-?\\[dt]?frac\{\d+\}\{\d+\}|[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?\s*(?:\\?%)?")
+VALUE = re.compile(r"-?\\[dt]?frac\{\d+\}\{\d+\}|[-+]?(?:\d+ \d+/\d+|\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?\s*(?:\\?%)?")
 NAMES = re.compile(r"\\(?:begin|end|text\w*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")  # words that are part of a formula
 QUANTITY = re.compile(rf"\$?(?:{VALUE.pattern})[A-Za-z /]*\.?")  # 5 million is not 5
-WORD = re.compile(r"(?<![\\A-Za-z])(?!sqrt|sin|cos|tan|log|exp|and\b|or\b)[A-Za-z]{2,}")
+WORD = re.compile(r"(?<![\\A-Za-z])(?!sqrt|sin|cos|tan|log|ln\b|lg\b|exp|and\b|or\b)[A-Za-z]{2,}")
+DENIED = re.compile(r"(?i)(?:[,;]\s+(?:and |but )?|(?<=[\d$])\s+)not\s+(?=[-+.\d$\\])")  # of "5, not 6" the 5 is stated
+CLAUSE = re.compile(r"[,;:]\s")
+DOUBT = re.compile(r"(?i)\b(?:not|cannot|never|n?either|between|n?or)\b|n['’]t\b")
 
 
 def final(text: str) -> str:
@@ -110,14 +112,15 @@ def stated(text: str, several: bool = False, truncated: bool = False) -> list[st
 
     Within `final(text)`, the first of these that it has:
 
-    1. its last \\boxed{…} (or \\fbox{…}, \\boxed 5). Boxes with nothing but commas, `and`, `or` between them are one
-       answer, a list; with `several`, which is for truths that are lists, all boxes of the last line that has one.
+    1. its last \\boxed{…} (or \\fbox{…}, \\boxed 5); with `several`, which is for truths that are lists, all boxes of the
+       last line that has one, as a list.
     2. what follows the last `####` on its line (GSM8K), or the last `answer is` or `answer:`, to the end of the sentence.
     3. its last line.
 
     Without the words, 2 and 3 are their formulas between $ or \\( \\) (the first of a sentence, the last of a line), else
-    their last number. A <think> that is never closed has thoughts behind it, not an answer. A `truncated` text has an
-    answer only in a box or between <answer> tags: the last number of what was cut off is there by chance.
+    their last number; one that `not`, `between` or `or` precedes in its clause states nothing. A <think> that is never
+    closed has thoughts behind it, not an answer. A `truncated` text has an answer only in a box or between <answer> tags:
+    the last number of what was cut off is there by chance.
     """
     region = final(text)
     tagged = "</answer>" in text.rpartition("</think>")[2]
@@ -129,7 +132,7 @@ def stated(text: str, several: bool = False, truncated: bool = False) -> list[st
         answer: dict[str, None] = {}
         for between, content in reversed(found):
             answer[content] = None
-            if not (several and "\n" not in between) and not (len(between) < 40 and JOIN.fullmatch(between)):
+            if not several or "\n" in between:
                 break
         return [", ".join(reversed(answer))]
     if truncated and not tagged:
@@ -138,17 +141,21 @@ def stated(text: str, several: bool = False, truncated: bool = False) -> list[st
     heads = list(ANSWER.finditer(region))
     if "####" in region:
         said = region.rpartition("####")[2].strip().partition("\n")[0].strip()
-        return _readings(said, SPANS.findall(said)[-1:])
+        return _readings(said, -1)
     if heads and (said := SENTENCE.split(region[heads[-1].end() :], maxsplit=1)[0].strip(" *`_")):
-        return _readings(said, SPANS.findall(said)[:1])
+        return _readings(said, 0)
     line = region.rpartition("\n")[2].strip()[-1000:]
-    return _readings(line, SPANS.findall(line)[-1:])
+    return _readings(line, -1)
 
 
-def _readings(said: str, formulas: list[str]) -> list[str]:
+def _readings(said: str, which: int) -> list[str]:
+    """What is said, and if words stand around it, the formula (the first or last, as `which` says) or last number in it."""
     if not WORD.search(NAMES.sub("", said)) or QUANTITY.fullmatch(said):
         return [said] if said else []
-    return [said, *(formulas or [number.strip().rstrip(",") for number in VALUE.findall(said)[-1:]])]
+    meant = DENIED.split(said, maxsplit=1)[0]
+    found = list(SPANS.finditer(meant))[which:][:1] or list(VALUE.finditer(meant))[-1:]
+    stands = [match for match in found if not DOUBT.search(CLAUSE.split(meant[: match.start()])[-1])]
+    return [said, *(match[0].strip().rstrip(",") for match in stands)]
 
 
 def _last_number(text: str) -> Fraction | None:

@@ -11,20 +11,22 @@ from functools import lru_cache
 from rlreason.rewards.answer import boxes, stated, without_echo
 from rlreason.rewards.maths.expression import TooLarge, Tree, Unreadable, read
 from rlreason.rewards.maths.notation import RELATION, Parts, interval, normalise, parts, plain, unitless
-from rlreason.rewards.maths.value import Undefined, defined, proportional, same, within
+from rlreason.rewards.maths.value import Undefined, constant, defined, proportional, same, within
 from rlreason.types import Task
 
 LONGEST = 2000  # characters of a truth; ten times a truth's and 500 more of an answer
 ELEMENTS = 50  # of a list, set, tuple or matrix
 DIGITS = 6  # significant ones, that a decimal needs to stand for a number that it rounds
 
-THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])|\\[()\[\]]|\\?[{}]|[()\[\]]")
+CAPITALS = re.compile(r"(?:\\text\{)?\s*([A-Z]{3,})\s*\}?")  # a name: of a triangle, an acronym, EVE
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 BASED = re.compile(r"([0-9A-F]*\d)_\{?(\d+)\}?")
 DECIMAL = re.compile(r"-?(\d*)\.(\d+)")
-EQUALS = re.compile(r"(?<![<>!\\])=")
+EQUALS = re.compile(r"(?<![<>!\\=])==?")  # ≈ is spelt ==
 NAME = re.compile(r"(?:\\text\{[^{}]*\}|\\[a-z]+|[a-z]|[A-Za-z]{4,}|[A-Z]{1,3}|\\angle ?[A-Z]{1,3})(?:_\{?\w+\}?)?'*"
                   r"(?:\s*\(\s*\w\s*\))?|\(\s*[a-z](?:\s*,\s*[a-z])+\s*\)")  # fmt: skip
+COORDINATE = re.compile(r"[xyz]\s*=")
 UNFINISHED = re.compile(r"\\(?:i*int|oint|sum|prod|lim|frac\s*\{\s*d\s*\}\s*\{\s*d\w*\s*\})(?![a-z])")
 HEAVY = re.compile(  # what sympy could work on for very long: towers, high powers, large factorials, matrices, series
     r"\^[^{]?\^|\^\s*\{[^{}]*[\^!{(]|\^\s*\{?\s*\d\d|\d{3,}\s*!|[)}\]]\s*!|!\s*!|\d{40}"
@@ -40,7 +42,7 @@ def math(task: Task, text: str, *, truncated: bool = False) -> float | None:
     truth = _truth(task.answer or "")
     if not truth or len(truth) > LONGEST:
         return None
-    several = parts(normalise(truth)).unordered
+    several = all(parts(reading).unordered for reading in _readings(truth))
     answers = stated(without_echo(text, task.prompt), several=several, truncated=truncated)
     verdicts = [equal(truth, answer) for answer in answers if len(answer) <= 500 + 10 * len(truth)]
     if True in verdicts:
@@ -60,7 +62,8 @@ def equal(truth: str, answer: str) -> bool | None:
 
     Order counts in tuples, intervals and matrices, and not in sets, lists of solutions and unions. Units, currency and
     degree signs are left out; a percentage is its number, with the sign or as a value. A decimal of `DIGITS` digits or
-    more also equals a number that it rounds correctly. 1,234 may be one number or two.
+    more also equals a number that it rounds correctly. 1,234 may be one number or two; (1,234) is two. Three or more
+    capitals are a name, and not a product. An equation between numbers (2 + 3 = 5) has to hold.
     """
     if not normalise(truth):
         return None
@@ -69,7 +72,25 @@ def equal(truth: str, answer: str) -> bool | None:
 
 
 def _readings(text: str) -> set[str]:
-    return {normalise(text), normalise(THOUSANDS.sub(lambda match: match[0].replace(",", ""), text))}
+    return {normalise(text), normalise(_joined(text))}
+
+
+def _joined(text: str) -> str:
+    """With 1,234 as 1234, but for what stands in brackets; the braces of a command (\\frac{1,234}{5}) are none."""
+    opened: list[int] = []  # of every bracket that is open: how many real ones there are
+
+    def written(match: re.Match[str]) -> str:
+        token = match[0]
+        if token[0].isdigit():
+            return token if opened and opened[-1] else token.replace(",", "")
+        if token in ("(", "[", "\\{", "{"):
+            grouping = token == "{" and text[match.start() - 1 : match.start()] not in ("", " ", "$", "(", "[", ",")
+            opened.append((opened[-1] if opened else 0) + (not grouping))
+        elif token in (")", "]", "\\}", "}") and opened:
+            opened.pop()
+        return token
+
+    return THOUSANDS.sub(written, text)
 
 
 def _same(truth: str, answer: str, depth: int) -> bool | None:
@@ -89,7 +110,7 @@ def _same(truth: str, answer: str, depth: int) -> bool | None:
         return None if len(ours.elements) > ELEMENTS else False
     left, right = _sides(ours), _sides(theirs)
     if len(left) > 1 or len(right) > 1:
-        return _equation(left, right, depth)
+        return _equation(left, right, "==" not in answer, depth)
     return _compound(ours, theirs, depth) if ours.kind or theirs.kind else _single(truth, answer)
 
 
@@ -116,6 +137,8 @@ def _relation(truth: str, answer: str, depth: int) -> bool | None:
 def _compound(truth: Parts, answer: Parts, depth: int) -> bool | None:
     """Compares lists, sets, tuples, intervals, matrices and unions, element by element."""
     ours, theirs = truth.elements, answer.elements
+    if truth.kind[:1] == "(" and answer.kind == "list" and all(COORDINATE.match(element) for element in theirs):
+        theirs = sorted(theirs)  # y = 2, x = 1 is (1, 2)
     if (truth.kind == answer.kind and not truth.unordered) or (truth.kind[:1] in ("(", "[") and answer.kind == "list"):
         return _in_order(ours, theirs, depth)
     if "union" in (truth.kind, answer.kind):
@@ -163,6 +186,8 @@ def _unordered(ours: list[str], theirs: list[str], depth: int) -> bool | None:
 def _single(truth: str, answer: str) -> bool | None:
     if "\\infty" in (truth.lstrip("- "), answer.lstrip("- ")) or ":" in truth + answer:
         return False  # their keys differ; times and ratios are compared as text: 3:30 is not 4:40, though both are a tenth
+    if (name := CAPITALS.fullmatch(truth)) and (other_name := CAPITALS.fullmatch(answer)):
+        return name[1] == other_name[1]
     if BASED.fullmatch(truth) or BASED.fullmatch(answer):  # 2516_8: the base may be left out, but not another one
         based, other = (_key(text).split("_") for text in (truth, answer))
         return based[0] == other[0] and len(based) != len(other)
@@ -200,12 +225,30 @@ def _rounded(truth: str, a: Tree, answer: str, b: Tree) -> bool:
     return False
 
 
-def _equation(truth: list[str], answer: list[str], depth: int) -> bool | None:
+def _holds(side: str, said: str) -> bool | None:
+    """Whether side = said, for constants, holds or is a rounding. What has a variable or a unit only says of what it is."""
+    if NAME.fullmatch(side):
+        return True
+    try:
+        a, b = read(side), read(said)
+        if not (constant(a) and constant(b)):
+            return True
+        digits = DECIMAL.fullmatch(said)
+        return same(a, b) or bool(digits and within(a, Fraction(said), Fraction(1, 2 * 10 ** len(digits[2]))))
+    except Unreadable:
+        return True
+    except Undefined:
+        return False
+    except TooLarge:
+        return None
+
+
+def _equation(truth: list[str], answer: list[str], exact: bool, depth: int) -> bool | None:
     """Equations, as their sides: the same if one is a multiple of the other. A name before an answer (x = 5) is left out
-    where only one of the two has one."""
+    where only one of the two has one. An `exact` answer, one without ≈, has to hold if it is of constants: 3 = 5 is no 5."""
     if len(truth) == 1:
         said = answer[0] if NAME.fullmatch(answer[-1]) and not NAME.fullmatch(answer[0]) else answer[-1]
-        return _same(truth[0], said, depth + 1)
+        return _all((_same(truth[0], said, depth + 1), *(_holds(side, said) for side in answer if exact and side != said)))
     if len(answer) == 1:
         return bool(NAME.fullmatch(truth[0])) and _same(truth[-1], answer[0], depth + 1)
     if NAME.fullmatch(truth[0]) and _key(truth[0]) == _key(answer[0]) and _same(truth[-1], answer[-1], depth + 1):

@@ -13,13 +13,15 @@ Tree = tuple[Any, ...]  # ("num", Fraction), ("var", name), ("call", function, T
 TOKENS, NESTED = 400, 40  # of an expression at most
 DIGITS = 2500  # of a number at most
 
-TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^_!(){}\[\]|])")
+TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^_!(){}\[\]|°])")
 GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|"
                    r"tau|(?:var)?phi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell)")  # fmt: skip
 INVERSE = {"sin": "asin", "cos": "acos", "tan": "atan", "sinh": "asinh", "cosh": "acosh", "tanh": "atanh"}
 FUNCTIONS = {f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan")} | {
-    name: name for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "sec", "csc", "cot", "ln", "log")
+    name: name for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "sec", "csc", "cot", "ln", "log", "lg")
 }
+ANGLED = frozenset(("sin", "cos", "tan", "sec", "csc", "cot"))  # of an angle, which may be in degrees
+DEGREE: Tree = ("/", ("var", "pi"), ("num", Fraction(180)))
 
 
 class Unreadable(Exception):
@@ -32,8 +34,9 @@ class TooLarge(Exception):
 
 @lru_cache(maxsize=4096)
 def read(text: str) -> Tree:
-    """The tree of an expression: + - * / ^ !, \\frac, \\sqrt[n], \\binom, |x|, the elementary functions, implicit products and
-    mixed numbers. Letters are variables, but for e and i. Raises `Unreadable` or `TooLarge`."""
+    """The tree of an expression: + - * / ^ !, \\frac, \\sqrt[n], \\binom, |x|, the elementary functions, implicit products,
+    mixed numbers, and degrees as the arguments of sine and its like. Letters are variables, but for e and i. Raises
+    `Unreadable` or `TooLarge`."""
     return _Reader(text).whole()
 
 
@@ -42,7 +45,7 @@ class _Reader:
 
     def __init__(self, text: str):
         self.tokens: list[str] = []
-        self.at = self.depth = self.bars = 0
+        self.at = self.depth = self.bars = self.angles = 0
         end, text = 0, text.strip()
         while end < len(text):
             match = TOKEN.match(text, end)
@@ -110,7 +113,7 @@ class _Reader:
         token = self.next
         if token == "|":
             return not self.bars
-        return token not in ("", "\\cdot", "\\times", "\\div") and token not in "+-*/^_!)}]["
+        return token not in ("", "\\cdot", "\\times", "\\div") and token not in "+-*/^_!)}][°"
 
     def _power(self) -> Tree:
         return self._deeper(self._postfixed)
@@ -124,7 +127,7 @@ class _Reader:
         return tree
 
     def _postfixed(self) -> Tree:
-        tree = self._atom()
+        tree = self._degrees(self._atom())
         if self.next == "!":
             self._take()
             tree = ("!", tree)
@@ -133,6 +136,12 @@ class _Reader:
         if self.next in ("^", "!", "_"):
             raise Unreadable  # 5!! is not (5!)!
         return tree
+
+    def _degrees(self, tree: Tree) -> Tree:
+        if self.next != "°" or not self.angles:
+            return tree
+        self._take()
+        return ("*", tree, DEGREE)
 
     def _exponent(self) -> Tree:
         self._expect("^")
@@ -191,6 +200,13 @@ class _Reader:
         if fraction and part[2].isdigit() and part[5].isdigit() and int(part[2]) < int(part[5]):
             self.at += 7
             return ("num", whole + Fraction(int(part[2]), int(part[5])))  # a mixed number: 1\frac{1}{2}
+        before, after = self.tokens[self.at - 2 : self.at - 1], self.tokens[self.at + 3 : self.at + 4]
+        alone = before in ([], ["("], ["{"], ["+"], ["-"]) and after in ([], [")"], ["}"], ["+"], ["-"])
+        if alone and token.isdigit() and part[1:2] == ["/"] and part[0].isdigit() and part[2].isdigit():
+            if int(part[0]) >= int(part[2]):
+                raise Unreadable
+            self.at += 3
+            return ("num", whole + Fraction(int(part[0]), int(part[2])))  # 1 1/2
         return ("num", whole)
 
     def _subscript(self) -> str:
@@ -213,20 +229,24 @@ class _Reader:
         if name == "log" and self.next == "_":
             self._take()
             base = self._argument()
+        if name == "lg":
+            name, base = "log", ("num", Fraction(10))
         if self.next == "^":
             power = self._exponent()
             if power == ("-", ("num", Fraction(0)), ("num", Fraction(1))):
                 if name not in INVERSE:
                     raise Unreadable
                 name, power = INVERSE[name], None
+        self.angles += name in ANGLED
         if self.next in ("(", "{"):
-            argument = self._group()
+            argument = self._degrees(self._group())
             if self.next == "^":
                 raise Unreadable  # \sin(x)^2 is read both ways
         else:
             argument = self._power()
             while self._starts() and self.next[1:] not in FUNCTIONS and self.next != "(":
                 argument = ("*", argument, self._power())
+        self.angles -= name in ANGLED
         tree: Tree = ("call", "ln" if base else name, argument)
         if base:
             tree = ("/", tree, ("call", "ln", base))

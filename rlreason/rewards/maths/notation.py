@@ -11,7 +11,7 @@ SPELLING = str.maketrans(
     {
         "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "∙": r"\cdot ", "÷": "/", "⁄": "/", "π": r"\pi ",
         "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ",
-        "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "≈": r"\approx ", "°": r"\circ ", "²": "^2",
+        "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "≈": r"\approx ", "°": r"^\circ ", "²": "^2",
         "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "θ": r"\theta ", "α": r"\alpha ",
         "β": r"\beta ", "λ": r"\lambda ", "，": ",", "（": "(", "）": ")", "。": ".", "：": ":", "’": "'", "\u00a0": " ",
         "\u202f": " ", "€": "", "£": "", "¥": "", "₹": "",
@@ -19,7 +19,7 @@ SPELLING = str.maketrans(
     | {chr(c): " " for c in range(32)}
     | {chr(c): "" for c in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xAD, 0xFEFF)}
 )  # fmt: skip
-FUNCTION = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|sqrt|log|ln|exp|pi|infty"
+FUNCTION = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|sqrt|log|ln|lg|exp|pi|infty"
 
 
 def _joined(match: re.Match[str]) -> str:
@@ -61,10 +61,12 @@ PAIRS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # what is wri
     (r"\\(?:lor|vee)(?![a-z])", " or "),
     (r"\\(?:varnothing|emptyset)|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\(?:infin|infinity)(?![a-z])", r"\\infty "),
-    (r"\\degree(?![a-z])|\^\s*\{?\s*\\circ\s*\}?|\\circ(?![a-z])\s*$", "°"),
+    (r"\\degree(?![a-z])|\^\s*(?:\{\s*\^?\\circ\s*\}|\^?\\circ(?![a-z]))|\\circ(?![a-z])\s*$", "°"),
+    (r"°\s+(?=[CF]$)", "°"),
     (r"\\%|\\text\{\s*(?:percent|%)\s*\}|\bpercent\b", "%"),
     (r"(?<=\S)\*\*(?=\S)", "^"),
-    (r"\\approx|\\simeq", "="),
+    (r"==+", "="),
+    (r"\\approx|\\simeq", "=="),
     (rf"(?<![\\A-Za-z])({FUNCTION})(?![A-Za-z])", r"\\\1"),
     (r"^\s*[a-zA-Z]\s*\\in(?![a-z])", ""),
     (r"\\mathbb\s*\{?\s*R\s*\}?", r"(-\\infty, \\infty)"),
@@ -77,14 +79,17 @@ EDGES, END = " *`_\"'", " .,;:*`_\"'"
 UNITS = re.compile(
     "[cmkd]?m|ft|in|yd|mi|k?g|mg|lbs?|oz|m?s|hr?s?|min|sec|[mk]ph|kmh|m[lL]|[LNJWVCF]|Hz|sq|cu|[ap]m|USD|°[CF]|k?m/[hs]"
 )
-UNIT = re.compile(r"(.*[\d})!])(\s*)\\text\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?|(.*[\d})])(\s*)([A-Za-z°][A-Za-z/]*)([A-Za-z/. ]*)"
+UNIT = re.compile(r"(.*(?:[\d})!]|\\pi|\S(?=\s*\\text\{\s*(?:square|cubic)\b)))(\s*)\\text\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?|"
+                  r"(.*(?:[\d})]|\\pi(?![A-Za-z])))(\s*)([A-Za-z°][A-Za-z/]*)([A-Za-z/. ]*)"
                   r"(?:\^\{?[23]\}?)?")  # fmt: skip
 NO_UNIT = re.compile(r"(?i)\b(?:or|and|not|more|less|than|minus|plus|times|over|squared|cubed|factorial|half|mod)\b")
 SCALES = {"hundred": "00", "thousand": "000", "million": "000000", "billion": "000000000", "trillion": "000000000000"}
 BRACKET = re.compile(r"\\[{}]|[()\[\]{}]|[,;]|\s(?:and|or)\s|\\cup(?![a-z])")
 MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
-RELATION = re.compile(r"(<|>|\\le|\\ge)(?![a-z])\s*")
+RELATION = re.compile(r"(<|>|\\[lg]e(?![a-z]))\s*")
+ANGLE = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![a-z])")
+BUILDER = re.compile(r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\(-\\infty, \\infty\)\s*)?[|:](.*)\\\}")
 VARIABLE = re.compile(r"[a-zA-Z]|\\[a-z]+")
 
 
@@ -195,7 +200,8 @@ def unitless(text: str) -> tuple[str, bool]:
     """A quantity without its unit (5 \\text{ cm}, 5 apples, 90°), and whether that was per cent. 5 million is 5000000."""
     if text.endswith("%"):
         return text[:-1].strip(), True
-    text = text.removesuffix("°").strip()
+    if not ANGLE.search(text):
+        text = text.removesuffix("°").strip()
     match = UNIT.fullmatch(text)
     if match is None:
         return text, False
@@ -211,11 +217,14 @@ def unitless(text: str) -> tuple[str, bool]:
 def interval(text: str) -> tuple[str, str] | None:
     """(variable, interval) of an inequality: `1 < x \\le 2` is x in (1, 2], and `x < 1 or x > 2` the union of two.
 
-    An interval or a union is one already, of no variable. `None` for anything else.
+    An interval or a union is one already, of no variable, and so is a set-builder: \\{x | x > 0\\}. `None` for anything else.
     """
+    if (built := BUILDER.fullmatch(text)) is not None:
+        found = interval(built[2].strip()) if built[2].lstrip()[:2] != "\\{" else None
+        return ("", found[1]) if found and found[0] == built[1] else None
     if not RELATION.search(text):
-        found = parts(text)
-        return ("", text) if found.kind == "union" or found.kind[:1] in ("(", "[") or text == "\\mathbb{R}" else None
+        whole = parts(text)
+        return ("", text) if whole.kind == "union" or whole.kind[:1] in ("(", "[") or text == "\\mathbb{R}" else None
     pieces = [_range(piece) for piece in text.split(" or ")]
     names = {piece[0] for piece in pieces if piece}
     if None in pieces or len(names) != 1:

@@ -37,6 +37,11 @@ def same(truth: Tree, answer: Tree) -> bool:
     return _agree(truth, answer, 0)
 
 
+def constant(tree: Tree) -> bool:
+    """Whether an expression has no variables."""
+    return not _variables(tree)
+
+
 def defined(tree: Tree) -> bool:
     """Whether an expression has a value: 1/0 has none."""
     try:
