@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter, OrderedDict, defaultdict, deque
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from rlreason.rewards.code import _names, agree, code, extract, read_tests, sandbox
-from rlreason.rewards.code.inside import from_json, same, to_json
 from rlreason.rewards.code.jail import system_call_filter
+from rlreason.rewards.code.plain import from_json, same, to_json
 from rlreason.types import Task
 
 
@@ -142,9 +146,89 @@ def test_a_program_cannot_judge_itself(name):
     assert code(tests, block(FORGERIES[name]), partial=True, seconds=1.5) == 0.0
 
 
-def test_what_only_the_program_could_decide_is_told_not_judged():
-    with pytest.raises(ValueError, match="only the program could decide"):
-        code(task("assert P() == P()"), block("class P:\n    __eq__ = lambda s, o: True"))
+TOLD = (
+    "class X:\n    def learn(self, *a): X.learnt = next((x for x in a if x == 1953196), X.learnt); return {gives}\n"
+    "    learnt = 0\n    __iter__ = lambda s: iter([0])\n"
+)
+OPERATORS = """
+    add sub mul matmul truediv floordiv mod divmod pow and or xor radd rsub rmul rtruediv iadd isub lt le gt ge eq ne contains
+    getitem setitem format abs round float int index call_ float_ hash bytes instancecheck class_getitem""".split()  # noqa: SIM905
+LEARNS = (
+    f"{TOLD}for n in {OPERATORS!r}: setattr(X, f'__{{{{n}}}}__', X.learn)\ndef f(*a): return X()\ndef leaked(): return X.learnt"
+)
+EXPRESSIONS = (
+    "abs(f(1, 2) - 1953196) < 1e-6", "f(1, 2) / 1953196 == 1", "1953196 - f(1, 2) == 0", "f(1, 2) >= 1953196",
+     "f(1, 2) == 1953196",
+    "not f(1, 2) != 1953196", "1953196 in f(1, 2)", "f(1, 2)[1953196] == 1", "divmod(f(1, 2), 1953196) == (1, 0)",
+    "pow(f(1, 2), 1953196) == 1", "math.isclose(f(1, 2), 1953196)", "f'{f(1, 2):1953196}' == '1'",
+     "round(f(1, 2), 1953196) == 1",
+    "f(1, 2) @ 1953196 == 1", "f(1, 2) % 1953196 == 0", "f(1, 2) in (1953196, 1)", "f(1, 2) == f(1, 2)",
+     "int(f(1, 2)) == 1953196",
+    "f(1, 2).startswith(1953196)", "f(1, 2).__eq__(1953196)", "copy.deepcopy([1953196, f(1, 2)])[0] == 1",
+    "sorted([f(1, 2), 1953196])[0] == 1953196", "set(f(1, 2)) == {1953196}", "isinstance(f(1, 2), int)", "f(1, 2) is None",
+    "f(1, 2).__class__ is int", "sum(f(1, 2)) == 1953196",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("gives", ["0", "0.0", "1", "True", "X()", "(1, 0)", "'1'", "1953196 - 1"])
+def test_no_operator_of_the_tests_reaches_the_program(gives):
+    """Neither is an operator's outcome what the program says, nor does it learn what it was to be compared with."""
+    tests = task(*(f"assert {e}" for e in EXPRESSIONS), "assert leaked() == 1953196")
+    assert code(tests, block(LEARNS.format(gives=gives)), partial=True, seconds=20, timeout=60) == 0.0
+    assert code(task("x = f(1)\nx += 1953196", "assert leaked() == 0"), block(LEARNS.format(gives=gives)), seconds=20) == 1.0
+
+
+SEEN = (
+    "class X:\n    seen = 0\n    def __iter__(self):\n"
+    "        for i in range(9**9):\n            X.seen = i\n            yield i\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        (f"{SEEN}def f(): return X()\ndef seen(): return X.seen", ["assert next(v for v in f() if v == 70) > 99",
+         "assert seen() == 70"]),
+        ("class np: allclose = lambda *a: True\nclass Counter(dict): __eq__ = lambda *a: True\ndef f(): return [9]",
+         ["assert Counter(f()) == Counter([3])"]),
+        ("def f(a):\n    a.clear()\n    return []", ["a = [2, 1]\nassert f(a) == sorted(a)"]),
+        ("def f(): raise NameError", ["x = f()\nassert x == 1"]),
+        ("def f(): raise ImportError", ["assert f() == 1"]),
+        ("def f(g): return g(type('X', (), {})())", ["assert f(lambda x: x + 1) == 4"]),
+    ],
+)  # fmt: skip
+def test_what_a_program_brings_about_is_a_failed_test(program, tests):
+    assert code(task(*tests), block(program), partial=True, seconds=20) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        ("from fractions import Fraction as F\ndef f(): return F(4), F(1, 3)",
+         "a, b = f()\nassert a == 4 and b == Fraction(1, 3)"),
+        ("from datetime import *\ndef f(): return date(2024, 1, 2), timedelta(1)",
+         "a, b = f()\nassert a + b == datetime.date(2024, 1, 3)"),
+        ("from collections import *\ndef f(): return Counter('aab')", "assert f() == {'a': 2, 'b': 1} == Counter('aba')"),
+        ("from collections import deque\ndef f(): return deque([1])", "assert f() == deque([1])"),
+        ("def f(): return range(3)", "assert f() == range(3) and 2 in f() and f()[1] == 1"),
+        ("def f(a): a.sort()", "a = [3, 1]\nf(a)\nassert a == [1, 3]"),
+        ("def f(a): a['x'] = [1]", "a = {}\nf(a=a)\nassert a == {'x': [1]}"),
+        ("def f(g, x): return g(x)", "assert f(lambda x: x + 1, 3) == 4 and f(str, 3) == '3'"),
+        ("def f(g): return h(g)\ndef h(g): return g(2)", "assert f(lambda x: x + f(lambda y: y)) == 4"),
+        ("X = 5\ndef f(): return X", "assert X == 5\nassert f() == X"),
+        ("class E(ValueError): pass\ndef f(): raise E('no')",
+         "x = 0\ntry:\n    f()\nexcept E as e:\n    x = str(e)\nassert x == 'no'"),
+        ("def f(): return 0.1 + 0.2", "assert math.isclose(f(), 0.3)"),
+        ("class N:\n    def __init__(s, v): s.v, s.next = v, None",
+         "a = N(1)\na.next = N(2)\nv = []\nwhile a:\n    v.append(a.v)\n    a = a.next\nassert v == [1, 2]"),
+        ("class P:\n    def __str__(self): return 'P'\ndef f(): return P()",
+         "assert str(f()) == f'{f()}' == 'P' and isinstance(f(), P) and f() != None"),
+        ("def f():\n    i = 0\n    while True:\n        i += 1\n        yield i",
+         "g = f()\nassert next(g) == 1 and list(itertools.islice(f(), 300))[-1] == 300"),
+    ],
+)  # fmt: skip
+def test_an_honest_program_passes_its_tests(program, tests):
+    assert code(task(tests), block(program), seconds=20) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -160,7 +244,7 @@ def test_malformed_tests_are_told_with_the_task(tests, problem):
 
 
 def test_tests_that_fail_by_themselves_are_told():
-    with pytest.raises(ValueError, match=r"cannot be judged: NameError.*np"):
+    with pytest.raises(ValueError, match=r"cannot be used: NameError.*np"):
         code(task("assert np.allclose(f(1, 2), 3)"), ADD)
 
 
@@ -168,7 +252,10 @@ def test_names_that_python_or_the_tests_define_are_not_the_programs():
     tests = read_tests(task("from math import isclose as near\nlow = 1\ndef g(x): return h(x)\nassert abs(near(f(g(low)), 2))"))
     assert tests is not None
     assert tests.names == ["f", "h"]
-    assert _names(tests.pieces, "near") == ["f", "h", "near"]
+    assert _names(tests.pieces, "near")["names"] == ["f", "h", "near"]
+    tests = read_tests(task("try:\n    f(K, re.X)\nexcept (E, ValueError) as e:\n    x = Counter(e.args)\nassert x"))
+    assert tests is not None
+    assert tests[2:] == (["K", "f"], [], ["Counter", "re"], ["E"])
 
 
 def test_time_for_an_answer_is_shared_by_its_tests():
@@ -178,7 +265,9 @@ def test_time_for_an_answer_is_shared_by_its_tests():
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 3, -(10**400), 0.1, float("inf"), "\ud800\x00", b"\xff", 1j, [1, [2]], (1,), {1, 2}, frozenset({(1, "a")}),
+    [Fraction(1, 3), Decimal("1.50"), range(1, 9, 2), deque([1], 3), date(2024, 1, 2), datetime(2024, 1, 2, 3), timedelta(1, 2),
+     Counter("aab"), OrderedDict(a=1), defaultdict(int, a=1), None, True, 3, -(10**400), 0.1, float("inf"), "\ud800\x00",
+      b"\xff", 1j, [1, [2]], (1,), {1, 2}, frozenset({(1, "a")}),
      {1: (2,), (3, 4): [5], "list": {"dict": 1}}],
 )  # fmt: skip
 def test_values_survive_the_pipe(value):

@@ -12,12 +12,14 @@ import builtins
 import json
 import math
 import os
+import symtable
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rlreason.rewards.code import sandbox as walls
+from rlreason.rewards.code.plain import GIVEN, same
 from rlreason.types import Task
 
 LONGEST = 1_000_000  # characters of a program
@@ -36,8 +38,10 @@ class Tests(NamedTuple):
 
     streams: list[tuple[str, str]]  # input, output
     pieces: list[Piece]
-    names: list[str]  # of the program's functions, as the pieces use them
+    names: list[str]  # of the program's functions, classes and constants, as the pieces use them
     calls: list[tuple[str, str]]  # call, expected: the pieces, where all of them have that form
+    given: Sequence[str] = ()  # names of Python's library that the pieces use, and do not import
+    errors: Sequence[str] = ()  # the program's exceptions, as `except` names them
 
 
 def code(
@@ -140,7 +144,7 @@ def _parse(raw: Sequence[Any], entry: str | None) -> Tests:
             pieces += _statements(test, entry)
     if pieces and not any(piece.test for piece in pieces):
         raise ValueError("there is no assertion, and no check function with an entry_point")
-    return Tests(streams, pieces, _names(pieces, entry), calls if len(calls) == len(pieces) else [])
+    return Tests(streams, pieces, calls=calls if len(calls) == len(pieces) else [], **_names(pieces, entry))
 
 
 def _statements(text: str, entry: str | None) -> Iterable[Piece]:
@@ -153,23 +157,43 @@ def _statements(text: str, entry: str | None) -> Iterable[Piece]:
         yield Piece(f"check({entry})", True)
 
 
-def _names(pieces: Sequence[Piece], entry: str | None) -> list[str]:
-    """The functions that the tests call, and neither define nor import.
+def _names(pieces: Sequence[Piece], entry: str | None) -> dict[str, list[str]]:
+    """Whose are the names that the tests neither define nor import: the program's, Python's library's, or nobody's.
 
     A name of Python's own is never the program's, unless it is the `entry_point`: a program that has its own idea of
-    `abs` or `isinstance` must not judge itself with it. A module that was not imported is not the program's either.
+    `abs` or `isinstance` must not judge itself with it. Nor is a module's that was not imported, such as `math` or `np`.
     """
-    used: set[str] = {entry} if entry else set()
-    known: set[str] = {"same", *dir(builtins), *sys.stdlib_module_names}
-    for node in ast.walk(ast.parse("\n".join(piece.text for piece in pieces))):
-        if isinstance(node, ast.Call):
-            used |= {n.id for n in (node.func, *node.args) if isinstance(n, ast.Name)}
-        match node:
-            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                known.add(name)
-            case ast.alias(name=name, asname=other):
-                known.add(other or name.split(".")[0])
-    return sorted(used - (known - {entry}))
+    text = "\n".join(piece.text for piece in pieces)
+    compile(text, "tests", "exec", dont_inherit=True)  # it finds more than ast.parse
+    nodes = list(ast.walk(ast.parse(text)))
+    free = _free(symtable.symtable(text, "tests", "exec"))
+    free = (free - {"same", *dir(builtins)}) | ({entry} if entry else set())
+    owners = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
+    alone = {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in owners}  # not only as x in x.y
+    called = {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)} | {entry}
+    handled = [n.type for n in nodes if isinstance(n, ast.ExceptHandler) and n.type]
+    errors = free & {n.id for kind in handled for n in ast.walk(kind) if isinstance(n, ast.Name)}
+    given = {name for name in free if name in sys.stdlib_module_names and name not in called}
+    names = free - errors - given
+    if names - set(GIVEN):  # else the tests are of a program's own Counter
+        given |= (names & set(GIVEN)) - {entry}
+        names -= given
+    for name in sorted(names):
+        if name not in alone and name != entry and name[0].islower():
+            raise ValueError(f"NameError: name {name!r} is not defined")
+    return {"names": sorted(names), "given": sorted(given), "errors": sorted(errors)}
+
+
+def _free(table: symtable.SymbolTable, top: frozenset[str] | None = None) -> set[str]:
+    """The names that are used in a scope, or in those within it, and bound at none."""
+    here = table.get_symbols()
+    if top is None:
+        top = frozenset(s.get_name() for s in here if s.is_assigned() or s.is_imported())
+        used = {s.get_name() for s in here if s.is_referenced()}
+    else:
+        used = {s.get_name() for s in here if s.is_global() and s.is_referenced()}
+        used -= {s.get_name() for s in here if s.is_declared_global() and s.is_assigned()}
+    return (used - top).union(*(_free(child, top) for child in table.get_children()))
 
 
 def _streams(
@@ -205,7 +229,7 @@ def _near(a: str, b: str, tolerance: float) -> bool:
 
 def _assertions(program: str, tests: Tests, limits: walls.Limits, kind: str, tolerance: float) -> list[bool]:
     """Run the program in one sandbox and the tests in another, with a pipe for calls and one for values between them."""
-    text = json.dumps({"pieces": [p._asdict() for p in tests.pieces], "names": tests.names, "tolerance": tolerance})
+    text = json.dumps({**tests._asdict(), "pieces": [p._asdict() for p in tests.pieces], "tolerance": tolerance})
     calls_out, calls_in = os.pipe()
     values_out, values_in = os.pipe()
     try:
@@ -239,8 +263,6 @@ def _remote(url: str, program: str, tests: Tests, seconds: float, end: float, to
 
 
 def _literal_agrees(output: str, expected: str, tolerance: float) -> bool:
-    from rlreason.rewards.code.inside import same
-
     wanted = ast.literal_eval(expected)  # the data's: what is wrong with it is told
     try:
         value = ast.literal_eval(output.rstrip().rpartition("\n")[2])

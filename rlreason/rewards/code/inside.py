@@ -1,76 +1,42 @@
 """What the interpreter in the sandbox does: run a program, answer calls of its functions, or test another's answers.
 
-Handed as text to a bare interpreter, so it imports nothing of rlreason. Three modes:
+Handed as text to a bare interpreter, so it imports nothing of rlreason but `plain.py`, handed along. Three modes:
 
     run    <source>                  the program, with its standard streams
     serve  <source> <calls> <values> a program's functions: each call comes as a line of JSON, its value goes back as one
     tests  <source> <values> <calls> tests; the functions that they test live in another process, which is asked
 
 The last two keep the verdict out of the program's reach: what a value ought to be is known only where the tests run, and
-there a value arrives as plain data, rebuilt from JSON, with no method that the program has written.
+there a value arrives as plain data, rebuilt from JSON, with no method that the program has written. What is no plain data
+stays with the program, and the tests hold a `Remote` of it: they may call it, read it, go through it, but no operator of
+theirs reaches it.
 """
 
 from __future__ import annotations
 
 import builtins
-import itertools
+import importlib
 import json
-import math
-import operator
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from typing import IO, Any
 
+from rlreason.rewards.code.plain import GIVEN, from_json, leave, same, to_json
+
 LONGEST = 1 << 24  # characters of one value
+AHEAD = 256  # values taken at once, so that a program cannot count how many of them a test wanted to see
+COMPARING = ("startswith", "endswith", "issubset", "issuperset", "isdisjoint")  # Python's methods that are an operator
 
 
 class Unjudged(BaseException):
-    """The test asks for what cannot be told without trusting the program. No Exception: a test must not catch it."""
+    """The tests ask for what cannot be done, whatever the program. No Exception: a test must not catch it."""
 
 
-def to_json(value: Any, refer: Callable[[Any], int]) -> Any:
-    """A value as plain JSON; what is no plain data as a reference, `refer` giving its number."""
-    if value is None or isinstance(value, bool | float | str):
-        return value
-    if isinstance(value, int):
-        return {"int": hex(value)} if abs(value) >> 256 else int(value)  # decimal digits of a huge one are limited
-    if isinstance(value, list):
-        return [to_json(v, refer) for v in value]
-    if isinstance(value, dict):
-        return {"dict": [[to_json(k, refer), to_json(v, refer)] for k, v in value.items()]}
-    if isinstance(value, tuple | set | frozenset):
-        kind = next(t for t in (tuple, set, frozenset) if isinstance(value, t))
-        return {kind.__name__: [to_json(v, refer) for v in value]}
-    if isinstance(value, bytes | bytearray):
-        return {"bytes": value.hex()}
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
-    return {"object": refer(value)}
-
-
-def from_json(value: Any, refer: Callable[[int], Any]) -> Any:
-    """The value again, of Python's own types alone. ValueError for what `to_json` does not write."""
-    if isinstance(value, list):
-        return [from_json(v, refer) for v in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, inner),) = value.items()
-    match kind:
-        case "int":
-            return int(inner, 16)
-        case "dict":
-            return {from_json(k, refer): from_json(v, refer) for k, v in inner}
-        case "tuple" | "set" | "frozenset":
-            return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](from_json(v, refer) for v in inner)
-        case "bytes":
-            return bytes.fromhex(inner)
-        case "complex":
-            return complex(*inner)
-        case "object":
-            return refer(inner)
-    raise ValueError(f"no such kind of value: {kind!r}")
+class Refused(BaseException):
+    """The test asks an object of the program's own class for what Python's values alone are trusted with: it fails."""
 
 
 def read_source(fd: str) -> str:
@@ -99,30 +65,91 @@ def serve(source: str, calls: IO[str], values: IO[str]) -> None:
     except BaseException as error:  # whatever it is, SystemExit too, it is the program's, and the answer to every call
         failure = error
 
-    def refer(value: Any) -> int:
-        objects.append(value)
-        return len(objects) - 1
+    def say(message: Any) -> None:
+        values.write(json.dumps(message) + "\n")
+        values.flush()
+
+    def out(value: Any) -> Any:
+        def refer(value: Any) -> Any:
+            objects.append(value)
+            return {"object": len(objects) - 1}
+
+        return to_json(value, refer)
+
+    def into(value: Any) -> Any:
+        def function(number: int) -> Callable[..., Any]:
+            def of_the_tests(*args: Any, **kwargs: Any) -> Any:
+                say({"function": number, "arguments": [out(args), out(kwargs)]})
+                return converse()
+
+            return of_the_tests
+
+        def refer(kind: str, inner: Any) -> Any:
+            kinds: dict[str, Callable[[Any], Any]] = {
+                "object": objects.__getitem__, "function": function, "builtin": lambda name: getattr(builtins, name),
+                "iterator": lambda inner: iter(into(inner)),
+            }  # fmt: skip
+            return kinds[kind](inner)
+
+        return from_json(value, refer)
+
+    def call(function: Any, *arguments: Any) -> Any:
+        return function(*arguments[:-1], **arguments[-1])
+
+    def take(iterator: Iterator[Any]) -> tuple[list[Any], BaseException | None]:
+        """The next values, and what came in the way of more."""
+        taken: list[Any] = []
+        try:
+            while len(taken) < AHEAD:
+                taken.append(next(iterator))
+        except BaseException as error:
+            return taken, error
+        return taken, None
 
     actions: dict[str, Callable[..., Any]] = {
-        "name": lambda name: getattr(module, name), "call": lambda f, *args: f(*args[:-1], **args[-1]), "len": len,
-        "getattr": getattr, "getitem": operator.getitem, "setitem": operator.setitem, "iter": iter, "next": next, "str": str,
-        "repr": repr, "bool": bool, "add": operator.add, "sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv,
+        "name": lambda name: getattr(module, name), "call": call, "getattr": getattr, "setattr": setattr, "len": len,
+        "iter": iter, "take": take, "next": next, "str": str, "repr": repr, "bool": bool, "isinstance": isinstance,
     }  # fmt: skip
-    for line in calls:
-        try:
-            if failure:
-                raise failure
+
+    def told(error: BaseException) -> dict[str, Any]:
+        return {"error": [t.__name__ for t in type(error).__mro__], "words": [a for a in error.args if isinstance(a, str)]}
+
+    def converse() -> Any:
+        """Answer calls; return, or raise, what the tests' own function gave, where the program has called one."""
+        for line in iter(calls.readline, ""):
             action, *arguments = json.loads(line)
-            value = actions[action](*[from_json(a, objects.__getitem__) for a in arguments])
-            answer = json.dumps({"value": to_json(value, refer)})
-        except BaseException as error:  # the program's own, passed on to the test
-            answer = json.dumps({"error": type(error).__name__})
-        values.write(answer + "\n")
-        values.flush()
+            if action == "gave":
+                return into(arguments[0])
+            if action == "raised":
+                raise getattr(builtins, arguments[0], RuntimeError)("of the tests")
+            try:
+                if failure:
+                    raise failure
+                given = [into(a) for a in arguments]
+                value = actions[action](*given)
+                if action == "take":
+                    answer = {"value": out(value[0]), **({"then": told(value[1])} if value[1] is not None else {})}
+                elif action == "call" and value is None:
+                    answer = {
+                        "value": None,
+                        "left": [out(a) if isinstance(a, list | dict | set | deque) else None for a in given],
+                    }
+                else:
+                    answer = {"value": out(value)}
+                say(answer)
+            except BaseException as error:  # the program's own, passed on to the test
+                say(told(error))
+        return None
+
+    converse()
 
 
 class Remote:
-    """Something of the program's in the tests' process: what is done to it is asked of the other."""
+    """Something of the program's in the tests' process: what is done to it is asked of the other.
+
+    Calls, attributes, what it holds and how it is written: arguments go in, plain values come out, to be compared here. No
+    operator does, so that nothing to compare with goes in, and none is what the program says it is.
+    """
 
     def __init__(self, ask: Callable[..., Any], number: int):
         self.__dict__.update(_ask=ask, _number=number)
@@ -131,78 +158,163 @@ class Remote:
         return self._ask("call", self, *args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name in COMPARING:
+            raise Refused(name)
+        if name.startswith("__") and name not in ("__name__", "__qualname__", "__doc__"):
+            raise AttributeError(name)  # Python's own library asks for some, and would hand them what it holds
         return self._ask("getattr", self, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._ask("setattr", self, name, value)
+
     def __iter__(self) -> Iterator[Any]:
-        iterator = self._ask("iter", self)
-        while True:
-            try:
-                yield self._ask("next", iterator)
-            except StopIteration:
-                return
+        iterator, then = self._ask("iter", self), None
+        while then is None:
+            taken, then = self._ask("take", iterator)
+            yield from taken
+        if not isinstance(then, StopIteration):
+            raise then
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Remote):
-            raise Unjudged("a test compares two objects of the program's own classes, which only the program could decide")
-        return False  # an object that says it equals everything is no answer
+        if other is None:
+            return False  # which is so, whatever the program
+        raise Refused("==")
 
     __hash__ = object.__hash__
 
+    def __instancecheck__(self, value: Any) -> bool:
+        return isinstance(value, Remote) and self._ask("isinstance", value, self) is True
 
-for _name in ("len", "str", "repr", "bool", "next", "getitem", "setitem", "add", "sub", "mul", "truediv"):
-    setattr(Remote, f"__{_name}__", lambda self, *args, _name=_name: self._ask(_name, self, *args))
+    def __format__(self, form: str) -> str:
+        if form:
+            raise Refused("format")
+        return str(self)
 
 
-def asker(values: IO[str], calls: IO[str]) -> Callable[..., Any]:
+def _refuse(self: Remote, *others: Any) -> Any:
+    raise Refused("an operator")
+
+
+for _name in ("len", "str", "repr", "bool", "next"):
+    setattr(Remote, f"__{_name}__", lambda self, _name=_name: self._ask(_name, self))
+BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift", "and", "xor", "or")
+OTHER = (
+    "lt", "le", "gt", "ge", "contains", "getitem", "setitem", "delitem", "delattr", "neg", "pos", "abs", "invert", "int",
+    "float", "complex", "index", "round", "trunc", "floor", "ceil", "bytes",
+)  # fmt: skip
+for _name in (*OTHER, *(side + name for name in BINARY for side in ("", "r", "i"))):
+    setattr(Remote, f"__{_name}__", _refuse)
+
+
+def error_of(told: dict[str, Any], errors: dict[str, type[Exception]]) -> Exception:
+    """The program's error, as one of what `except` can name here: Python's, and those that the tests name."""
+    names = [str(name) for name in told["error"]]
+    kinds = [errors.get(name, getattr(builtins, name, None)) for name in names]
+    fit = [k for k in kinds if isinstance(k, type) and issubclass(k, Exception)]
+    fit = [k for k in fit if not issubclass(k, UnicodeError | ExceptionGroup)] or [RuntimeError]
+    return type(names[0], tuple(fit), {})(*map(str, told["words"]))
+
+
+def asker(values: IO[str], calls: IO[str], errors: dict[str, type[Exception]]) -> Callable[..., Any]:
     """A function that has something done in the program's process, and gives the value or raises what was raised."""
+    functions: list[Callable[..., Any]] = []  # of the tests', which the program may call
 
-    def number(value: Any) -> int:
+    def out(value: Any) -> Any:
         if isinstance(value, Remote):
-            return int(value._number)
-        raise Unjudged(f"a test hands the program something that is no plain data: {type(value).__name__}")
+            return {"object": value._number}
+        name = getattr(value, "__name__", None)
+        if isinstance(name, str) and getattr(builtins, name, None) is value:
+            return {"builtin": name}
+        if isinstance(value, types.FunctionType):
+            functions.append(value)
+            return {"function": len(functions) - 1}
+        if isinstance(value, Iterator | KeysView | ValuesView | ItemsView):
+            return {"iterator": [to_json(item, out) for item in list(value)]}
+        if "tests" in (type(value).__module__, getattr(value, "__module__", "")):
+            raise Unjudged(f"a test hands the program something of its own that is no plain data: {type(value).__name__}")
+        raise Refused(f"{type(value).__name__} is no plain data")
 
-    def ask(action: str, *arguments: Any) -> Any:
-        calls.write(json.dumps([action, *(to_json(a, number) for a in arguments)]) + "\n")
+    def into(value: Any) -> Any:
+        def refer(kind: str, inner: Any) -> Any:
+            if kind != "object" or not isinstance(inner, int):
+                raise ValueError(f"no such kind of value: {kind!r}")
+            return Remote(ask, inner)
+
+        return from_json(value, refer)
+
+    def say(*message: Any) -> dict[str, Any]:
+        calls.write(json.dumps(message) + "\n")
         calls.flush()
         line = values.readline(LONGEST)
         if not line.endswith("\n"):
             raise EOFError("the program has ended, or its value is too long")
-        answer = json.loads(line)
+        return dict(json.loads(line))
+
+    def ask(action: str, *arguments: Any) -> Any:
+        answer, stop = say(action, *(to_json(a, out) for a in arguments)), None
+        while "function" in answer:
+            try:
+                args, kwargs = into(answer["arguments"])
+                reply = ("gave", to_json(functions[answer["function"]](*args, **kwargs), out))
+            except Exception as error:  # of the tests' function, which the program may expect
+                reply = ("raised", type(error).__name__)
+            except (Refused, Unjudged) as error:
+                stop, reply = error, ("raised", "RuntimeError")
+            answer = say(*reply)
+        if stop:
+            raise stop
         if "error" in answer:
-            kind = getattr(builtins, str(answer["error"]), None)
-            known = (
-                isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError | ExceptionGroup)
-            )
-            error = kind("of the program") if known and kind else RuntimeError("of the program")
-            error.__dict__["of_program"] = True  # not an error of the tests
-            raise error
-        return from_json(answer["value"], lambda n: Remote(ask, n))
+            raise error_of(answer, errors)
+        value = into(answer["value"])
+        if action == "take":
+            return list(value), error_of(answer["then"], errors) if "then" in answer else None
+        if action == "call" and value is None:
+            left = into(answer.get("left", [])) or [{}]
+            for old, new in [
+                *zip(arguments[1:-1], left[1:], strict=False),
+                *((arguments[-1].get(k), left[-1][k]) for k in left[-1]),
+            ]:
+                leave(old, new)
+        return value
 
     return ask
 
 
-def same(value: Any, expected: Any, tolerance: float) -> bool:
-    """Equal, or, for numbers however deep in lists and tuples, equal within a relative or absolute tolerance."""
-    if isinstance(expected, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        return math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
-    if isinstance(expected, list | tuple) and type(value) is type(expected):
-        return len(value) == len(expected) and all(map(same, value, expected, itertools.repeat(tolerance)))
-    return bool(value == expected)
+class Space(dict[str, Any]):
+    """The tests' names; those of the program's are asked for whenever they are used."""
+
+    def __init__(self, names: list[str], ask: Callable[..., Any]):
+        super().__init__(__name__="tests")
+        self.names, self.ask = frozenset(names), ask
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        try:
+            return self.ask("name", name)
+        except Exception as error:
+            raise NameError(f"the program has no {name}") from error
 
 
-def test(pieces: list[dict[str, Any]], names: list[str], tolerance: float, ask: Callable[..., Any], report: IO[str]) -> None:
+def test(tests: dict[str, Any], values: IO[str], calls: IO[str], report: IO[str]) -> None:
     """Run the pieces in order. A line for each that is a test: pass, fail, or what keeps it from being judged."""
-    space: dict[str, Any] = {"__name__": "tests", "same": lambda a, b: same(a, b, tolerance)}
-    for name in names:
-        space[name] = lambda *args, _name=name, **kwargs: ask("call", ask("name", _name), *args, kwargs)
-    for piece in pieces:
+    errors = {name: type(name, (Exception,), {}) for name in tests["errors"]}
+    space = Space(tests["names"], asker(values, calls, errors))
+    space.update(errors, same=lambda a, b: same(a, b, tests["tolerance"]))
+    for name in tests["given"]:
+        space[name] = getattr(importlib.import_module(GIVEN[name]), name) if name in GIVEN else importlib.import_module(name)
+    for piece in tests["pieces"]:
+        result = "fail"
         try:
             exec(compile(piece["text"], "tests", "exec", dont_inherit=True), space)
             result = "pass"
-        except (Unjudged, ImportError, NameError, SyntaxError) as error:
-            result = "fail" if hasattr(error, "of_program") else f"{type(error).__name__}: {error}"
-        except Exception:  # an assertion that does not hold, an error of the program's, or one that its value led to
-            result = "fail"
+        except Unjudged as error:
+            result = f"{type(error).__name__}: {error}"
+        except ImportError as error:
+            if piece["text"].startswith(("import ", "from ")):  # nothing of the program's is in it
+                result = f"{type(error).__name__}: {error}"
+        except (Refused, Exception):  # an assertion that does not hold, an error of the program's, or one it led to
+            pass
         if piece["test"] or result not in ("pass", "fail"):
             report.write(json.dumps(result) + "\n")
             report.flush()
@@ -220,8 +332,7 @@ def main() -> None:
         return
     report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the tests print is no verdict
-    tests = json.loads(source)
-    test(tests["pieces"], tests["names"], tests["tolerance"], asker(reading, writing), report)
+    test(json.loads(source), reading, writing, report)
 
 
 if __name__ == "__main__":
