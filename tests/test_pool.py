@@ -154,8 +154,8 @@ CAUSES = {
     "nonesuch.at_all": "cannot be loaded: nonesuch.at_all: No module named 'nonesuch'",
 }
 FINE = {
-    "mine.true": 1, "mine.single": 0.5, "mine.array": 2, "mine.money": 0.5, "mine.unknown": None, "mine.prints": 4, "mine.forks": 4,
-    "mine.loop": 4, "mine.later": 4, "mine.size": 4,
+    "mine.true": 1, "mine.single": 0.5, "mine.array": 2, "mine.money": 0.5, "mine.unknown": None, "mine.prints": 4,
+    "mine.forks": 4, "mine.loop": 4, "mine.later": 4, "mine.size": 4,
 }  # fmt: skip
 
 
