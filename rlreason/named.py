@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
-# Whatever function they belong to: an option of one of these names means the same everywhere.
+# An option of one of these names means the same in all of our functions; of a user's nothing is known.
 AT_LEAST = {"k": 1, "eps": 0, "low": 0, "high": 0, "cap": 0, "share": 0, "coefficient": 0, "tau_pos": 1e-6, "tau_neg": 1e-6}
 
 
@@ -19,15 +19,13 @@ def find(registry: Mapping[str, Callable[..., Any]], name: str) -> tuple[Callabl
         return registry[name], ""
     module, dot, attribute = name.rpartition(".")
     if not dot:
-        return (
-            None,
-            f"{name!r} is not one of {', '.join(registry)}{near(name, registry)}; nor of the form my_package.my_function",
-        )
+        ours = f"{', '.join(registry)}{near(name, registry)}"
+        return None, f"{name!r} is not one of {ours}; nor of the form my_package.my_function"
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        theirs = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         return None, f"{name}: {error}"
-    return (found, "") if callable(found) else (None, f"{name} is not a function")
+    return (theirs, "") if callable(theirs) else (None, f"{name} is not a function")
 
 
 def found(registry: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:
@@ -47,6 +45,7 @@ def wrong_options(function: Callable[..., Any], given: Mapping[str, Any]) -> Ite
     """(option, problem) for what is wrong with the options that a recipe gives to `function`."""
     known = options(function)
     hints = {name: _hint(function, name) for name in known}
+    least = AT_LEAST if function.__module__.startswith("rlreason.") else {}
     for name, value in given.items():
         if name not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
@@ -58,8 +57,8 @@ def wrong_options(function: Callable[..., Any], given: Mapping[str, Any]) -> Ite
                 yield name, f"{value!r} is not one of {', '.join(map(str, choices))}"
         elif kind in (bool, int, float, str) and not _fits(value, kind):
             yield name, f"{value!r} is not of the type {kind.__name__}"
-        elif kind in (int, float) and value < AT_LEAST.get(name, -math.inf):
-            yield name, f"{value:g} is below {AT_LEAST[name]:g}"
+        elif kind in (int, float) and value < least.get(name, -math.inf):
+            yield name, f"{value:g} is below {least[name]:g}"
 
 
 def _hint(function: Callable[..., Any], name: str) -> Any:
