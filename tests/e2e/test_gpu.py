@@ -44,3 +44,11 @@ def test_two_gpus_pass_weights_by_nccl(models, digits, tmp_path, gpus):
 def test_zero_3_in_bfloat16(models, digits, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     train(models, digits, tmp_path / "run", "learner.deepspeed.zero_optimization.stage=3")
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_reference_and_a_proximal_policy_on_the_gpu(models, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    more = ("algorithm.preset=r1", "algorithm.reference_every=2", "learner.updates=2")
+    run = train(models, digits, tmp_path / "run", *more)
+    assert max(abs(row["reference_kl"]) for row in run.rows) < 0.1
