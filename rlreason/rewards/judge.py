@@ -83,23 +83,7 @@ async def judge(
 
     Raises `NoVerdict` where no score can be had, `ValueError` for options that make no sense.
     """
-    for name, value in (("url", url), ("model", model)):
-        if not value:
-            raise ValueError(f"rewards.options.judge.{name} is empty: say which {'endpoint' if name == 'url' else name} judges")
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"rewards.options.judge.url: {url!r} does not begin with http:// or https://")
-    if part not in ("all", "answer"):
-        raise ValueError(f"rewards.options.judge.part: {part!r} is neither all nor answer")
-    if samples < 1 or scale <= 0:
-        raise ValueError(
-            f"rewards.options.judge: samples is {samples} and scale {scale:g}; they have to be 1 or more, and above 0"
-        )
-    try:
-        finds = re.compile(pattern, re.IGNORECASE)
-    except re.error as error:
-        raise ValueError(f"rewards.options.judge.pattern: {error}") from None
-    if not finds.groups:
-        raise ValueError(f"rewards.options.judge.pattern: {pattern!r} has no group that is the score")
+    finds = _checked(url, model, part, samples, scale, pattern)
     response = _readable(_final(text) if part == "answer" else text)
     if not response.strip():
         return 0.0
@@ -127,6 +111,28 @@ async def judge(
             return sum(await asyncio.gather(*map(verdict, range(samples)))) / samples
     except TimeoutError:
         raise NoVerdict(f"no verdict within {timeout:g} s; {endpoint.last or 'the judge is slow'}") from None
+
+
+def _checked(url: str, model: str, part: str, samples: int, scale: float, pattern: str) -> re.Pattern[str]:
+    """The pattern that finds a score. Raises `ValueError` for options that make no sense."""
+    for name, value in (("url", url), ("model", model)):
+        if not value:
+            raise ValueError(f"rewards.options.judge.{name} is empty: say which {'endpoint' if name == 'url' else name} judges")
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"rewards.options.judge.url: {url!r} does not begin with http:// or https://")
+    if part not in ("all", "answer"):
+        raise ValueError(f"rewards.options.judge.part: {part!r} is neither all nor answer")
+    if samples < 1 or scale <= 0:
+        raise ValueError(
+            f"rewards.options.judge: samples is {samples} and scale {scale:g}; they have to be 1 or more, and above 0"
+        )
+    try:
+        finds = re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"rewards.options.judge.pattern: {error}") from None
+    if not finds.groups:
+        raise ValueError(f"rewards.options.judge.pattern: {pattern!r} has no group that is the score")
+    return finds
 
 
 def fill(template: str, task: Task, response: str) -> str:

@@ -57,91 +57,97 @@ def run(source: str, name: str) -> types.ModuleType:
 
 def serve(source: str, calls: IO[str], values: IO[str]) -> None:
     """Answer calls until there are no more. A program that fails as it is loaded fails in every call."""
-    objects: list[Any] = []
-    failure: BaseException | None = None
-    module = types.ModuleType("program")
+    program = Served(calls, values)
     try:
-        module = run(source, "program")
+        program.module = run(source, "program")
     except BaseException as error:  # whatever it is, SystemExit too, it is the program's, and the answer to every call
-        failure = error
+        program.failure = error
+    program.converse()
 
-    def say(message: Any) -> None:
-        values.write(json.dumps(message) + "\n")
-        values.flush()
 
-    def out(value: Any) -> Any:
-        def refer(value: Any) -> Any:
-            objects.append(value)
-            return {"object": len(objects) - 1}
+class Served:
+    """The program, in its own process: what the tests ask of it, one line of JSON each way."""
 
-        return to_json(value, refer)
+    def __init__(self, calls: IO[str], values: IO[str]):
+        self.calls, self.values = calls, values
+        self.module = types.ModuleType("program")
+        self.failure: BaseException | None = None  # why it could not be loaded
+        self.objects: list[Any] = []  # of its own classes, which the tests know by their place here
+        self.actions: dict[str, Callable[..., Any]] = {
+            "name": lambda name: getattr(self.module, name), "call": _call, "getattr": getattr, "setattr": setattr, "len": len,
+            "iter": iter, "take": _take, "next": next, "str": str, "repr": repr, "bool": bool, "isinstance": isinstance,
+        }  # fmt: skip
+        self.kinds: dict[str, Callable[[Any], Any]] = {
+            "object": self.objects.__getitem__, "function": self.of_the_tests,
+            "builtin": lambda name: getattr(builtins, name), "iterator": lambda inner: iter(self.into(inner)),
+        }  # fmt: skip
 
-    def into(value: Any) -> Any:
-        def function(number: int) -> Callable[..., Any]:
-            def of_the_tests(*args: Any, **kwargs: Any) -> Any:
-                say({"function": number, "arguments": [out(args), out(kwargs)]})
-                return converse()
-
-            return of_the_tests
-
-        def refer(kind: str, inner: Any) -> Any:
-            kinds: dict[str, Callable[[Any], Any]] = {
-                "object": objects.__getitem__, "function": function, "builtin": lambda name: getattr(builtins, name),
-                "iterator": lambda inner: iter(into(inner)),
-            }  # fmt: skip
-            return kinds[kind](inner)
-
-        return from_json(value, refer)
-
-    def call(function: Any, *arguments: Any) -> Any:
-        return function(*arguments[:-1], **arguments[-1])
-
-    def take(iterator: Iterator[Any]) -> tuple[list[Any], BaseException | None]:
-        """The next values, and what came in the way of more."""
-        taken: list[Any] = []
-        try:
-            while len(taken) < AHEAD:
-                taken.append(next(iterator))
-        except BaseException as error:
-            return taken, error
-        return taken, None
-
-    actions: dict[str, Callable[..., Any]] = {
-        "name": lambda name: getattr(module, name), "call": call, "getattr": getattr, "setattr": setattr, "len": len,
-        "iter": iter, "take": take, "next": next, "str": str, "repr": repr, "bool": bool, "isinstance": isinstance,
-    }  # fmt: skip
-
-    def told(error: BaseException) -> dict[str, Any]:
-        return {"error": [t.__name__ for t in type(error).__mro__], "words": [a for a in error.args if isinstance(a, str)]}
-
-    def converse() -> Any:
+    def converse(self) -> Any:
         """Answer calls; return, or raise, what the tests' own function gave, where the program has called one."""
-        for line in iter(calls.readline, ""):
+        for line in iter(self.calls.readline, ""):
             action, *arguments = json.loads(line)
             if action == "gave":
-                return into(arguments[0])
+                return self.into(arguments[0])
             if action == "raised":
                 raise getattr(builtins, arguments[0], RuntimeError)("of the tests")
             try:
-                if failure:
-                    raise failure
-                given = [into(a) for a in arguments]
-                value = actions[action](*given)
-                if action == "take":
-                    answer = {"value": out(value[0]), **({"then": told(value[1])} if value[1] is not None else {})}
-                elif action == "call" and value is None:
-                    answer = {
-                        "value": None,
-                        "left": [out(a) if isinstance(a, list | dict | set | deque) else None for a in given],
-                    }
-                else:
-                    answer = {"value": out(value)}
-                say(answer)
+                if self.failure:
+                    raise self.failure
+                self.say(self.answer(action, [self.into(a) for a in arguments]))
             except BaseException as error:  # the program's own, passed on to the test
-                say(told(error))
+                self.say(_told(error))
         return None
 
-    converse()
+    def answer(self, action: str, given: list[Any]) -> dict[str, Any]:
+        value = self.actions[action](*given)
+        if action == "take":
+            taken, error = value
+            return {"value": self.out(taken), **({"then": _told(error)} if error is not None else {})}
+        if action == "call" and value is None:  # then it may have been called for what it does to its arguments
+            return {"value": None, "left": [self.out(a) if isinstance(a, list | dict | set | deque) else None for a in given]}
+        return {"value": self.out(value)}
+
+    def say(self, message: Any) -> None:
+        self.values.write(json.dumps(message) + "\n")
+        self.values.flush()
+
+    def out(self, value: Any) -> Any:
+        def refer(value: Any) -> Any:
+            self.objects.append(value)
+            return {"object": len(self.objects) - 1}
+
+        return to_json(value, refer)
+
+    def into(self, value: Any) -> Any:
+        return from_json(value, lambda kind, inner: self.kinds[kind](inner))
+
+    def of_the_tests(self, number: int) -> Callable[..., Any]:
+        """A function that the tests have handed over: called here, it is asked of them."""
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            self.say({"function": number, "arguments": [self.out(args), self.out(kwargs)]})
+            return self.converse()
+
+        return function
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    return function(*arguments[:-1], **arguments[-1])
+
+
+def _take(iterator: Iterator[Any]) -> tuple[list[Any], BaseException | None]:
+    """The next values, and what came in the way of more."""
+    taken: list[Any] = []
+    try:
+        while len(taken) < AHEAD:
+            taken.append(next(iterator))
+    except BaseException as error:  # the program's, told to the tests when they have come that far
+        return taken, error
+    return taken, None
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    return {"error": [t.__name__ for t in type(error).__mro__], "words": [a for a in error.args if isinstance(a, str)]}
 
 
 class Remote:
