@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -205,9 +204,7 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
     for key, choices in CHOICES.items():
         value = _at(config, key)
         if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            yield key, f"{value!r} is not one of {', '.join(choices)}{hint}"
+            yield key, f"{value!r} is not one of {', '.join(choices)}{near(str(value), choices)}"
     for key, least in AT_LEAST.items():
         if _at(config, key) < least:
             yield key, f"{_at(config, key)} is below {least:g}"
@@ -222,8 +219,7 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         yield "tasks.solved", f"{tasks.solved} is a pass rate, and at most 1"
     for name in tasks.fields:
         if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            yield f"tasks.fields.{name}", f"is not one of {', '.join(FIELDS)}" + (f"; did you mean {near[0]}?" if near else "")
+            yield f"tasks.fields.{name}", f"is not one of {', '.join(FIELDS)}{near(name, FIELDS)}"
     if "" in config.rollout.stop:
         yield "rollout.stop", "an empty string would end every answer at once"
     for name in dict.fromkeys([*tasks.reward, *config.rewards.options]):

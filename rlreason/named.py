@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 # An option of one of these names means the same in all of our functions; of a user's nothing is known.
@@ -69,8 +69,9 @@ def _hint(function: Callable[..., Any], name: str) -> Any:
     return None if isinstance(note, str) else note
 
 
-def near(name: str, names: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
+def near(name: str, names: Iterable[str]) -> str:
+    """The name that was probably meant, as the end of a message; empty if none is like it."""
+    close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 

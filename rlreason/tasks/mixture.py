@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import heapq
 import math
 from array import array
@@ -13,6 +12,7 @@ from typing import Any
 
 from rlreason.config import FIELDS, TasksConfig
 from rlreason.errors import RecipeError
+from rlreason.named import near
 from rlreason.rewards import find
 
 LONGEST = 1_000_000  # positions after which a schedule has to repeat: it is kept in memory
@@ -98,8 +98,7 @@ def _wrong(key: str, given: Any) -> Iterator[str]:
     for name, value in given.items():
         fits = not isinstance(value, bool) and isinstance(value, KINDS.get(name, ()))
         if name not in KINDS:
-            near = difflib.get_close_matches(str(name), KINDS, n=1)
-            yield f"{key}.{name}: there is no such option of a source" + (f"; did you mean {near[0]}?" if near else "")
+            yield f"{key}.{name}: there is no such option of a source{near(str(name), KINDS)}"
         elif not fits:
             yield f"{key}.{name}: {value!r} is not {' or '.join(kind.__name__ for kind in KINDS[name])}"
         elif name == "weight" and not 0 < value < math.inf:
