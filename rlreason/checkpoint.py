@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ def write_atomic(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as f:
         f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.replace(path)
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A JSON object a line, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", errors="replace") as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         f.flush()
         os.fsync(f.fileno())
     partial.replace(path)
@@ -43,7 +54,7 @@ def point(link: Path, target: str) -> None:
 def commit(folder: Path, state: dict[str, Any]) -> None:
     """Write the manifest, with the size and checksum of every file; from now on `folder` is a checkpoint."""
     files = {
-        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _checksum(p)}
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": checksum(p)}
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name != MANIFEST
     }
@@ -60,7 +71,7 @@ def newest(parent: Path) -> tuple[Path, dict[str, Any]] | None:
             manifest = read_json(folder / MANIFEST)
             for name, expected in manifest["files"].items():
                 file = folder / name
-                if not file.is_file() or file.stat().st_size != expected["bytes"] or _checksum(file) != expected["sha256"]:
+                if not file.is_file() or file.stat().st_size != expected["bytes"] or checksum(file) != expected["sha256"]:
                     raise StorageError(f"{file} is missing or damaged; remove {folder} to go on from an older checkpoint")
             return folder, manifest["state"]
     return None
@@ -77,8 +88,8 @@ def prune(parent: Path, keep: int = 2) -> None:
 
 
 def prune_weights(weights: Path, checkpoints: Path) -> None:
-    """Remove published directories whose checkpoint is gone."""
-    kept = {folder.name for folder in checkpoints.glob("v*")}
+    """Remove published directories whose checkpoint is gone; but not the best one."""
+    kept = {folder.name for folder in checkpoints.glob("v*")} | {(weights / "best").resolve().name}
     for folder in weights.glob("v[0-9]*"):
         if folder.name not in kept:
             shutil.rmtree(folder)
@@ -88,6 +99,6 @@ def _number(folder: Path) -> int:
     return int(folder.name[1:]) if folder.name[1:].isdigit() else -1
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlreason import __version__
-from rlreason.errors import Failure, StorageError
+from rlreason.errors import Failure, RecipeError, StorageError
 
 if TYPE_CHECKING:
     from rlreason.config import Config
 
-EPILOG = """exit codes: 0 done, 1 a bug or a broken learner, 2 the recipe, 3 resources, 4 rollouts, 5 storage,
+EPILOG = """exit codes: 0 done, 1 a bug or a broken learner, 2 the recipe, 3 resources, 4 rollouts, 5 storage, 6 a regression,
 75 interrupted and committed (the same command goes on), 130 interrupted at once"""
 
 
@@ -24,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may not know ×, and a model may write anything
-    sys.path.insert(0, str(Path.cwd()))  # a reward or generator of one's own is a file beside the recipe
+    sys.path.insert(0, str(Path.cwd()))  # a reward or generator of one's own is a file here, or beside the recipe
     top = parser()
     parsed, rest = top.parse_known_args(arguments)
     if any(argument.startswith("-") for argument in rest) or (rest and "overrides" not in parsed):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse does not look for key=value behind an option
         parsed.overrides += rest
+    if "recipe" in parsed:
+        _beside(parsed.recipe)
     try:
         return int(parsed.command(parsed) or 0)
     except Failure as failure:
@@ -61,10 +64,13 @@ def parser() -> argparse.ArgumentParser:
     sub = command("train", train, "run a recipe, going on where it was cut off")
     takes_recipe(sub)
     sub.add_argument("--fresh", action="store_true", help="begin anew; an old run is moved aside, not deleted")
+    sub.add_argument("--redo", action="store_true", help="make stages anew whose recipe or inputs have changed")
     takes_recipe(command("config", show, "print a recipe resolved and checked"))
     sub = command("eval", evaluate, "score a model on a recipe's held-out tasks")
     sub.add_argument("model", metavar="MODEL", help="a Hugging Face name or directory")
     takes_recipe(sub)
+    sub = command("status", status, "show how far a run is: its stages, their times and scores")
+    sub.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     sub = command("report", report, "write report.html of a run")
     sub.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     return top
@@ -75,12 +81,14 @@ def train(parsed: argparse.Namespace) -> None:
 
     many = _pipeline(parsed)
     out = many.out if many else Path((config := _config(parsed)).out)
+    if parsed.redo and not many:
+        raise RecipeError(["--redo: this recipe has no stages; --fresh begins it anew"])
     if parsed.fresh:
-        stages.fresh(out)
+        stages.aside(out)
     if many:
         for name, stage in many.stages.items():
             _print_table(name, stage)
-        summary = pipeline.run(many)
+        summary = pipeline.run(many, parsed.redo)
     else:
         _print_table(parsed.recipe.stem, config)
         summary = stages.run(config, parsed.recipe.stem)
@@ -92,6 +100,13 @@ def train(parsed: argparse.Namespace) -> None:
     from rlreason import report as reports
 
     print(f"report: {reports.write(out)}")
+
+
+def _beside(recipe: Path) -> None:
+    """Let functions of one's own that lie beside the recipe be found, here and in every process of the run."""
+    folder = str(recipe.resolve().parent)
+    sys.path.insert(1, folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), folder]))
 
 
 def show(parsed: argparse.Namespace) -> None:
@@ -119,6 +134,12 @@ def evaluate(parsed: argparse.Namespace) -> None:
     config.model = parsed.model
     score = asyncio.run(stages.score_model(config, "eval"))
     print(f"{config.metric} of {parsed.model}: {score}")
+
+
+def status(parsed: argparse.Namespace) -> None:
+    from rlreason import status as statuses
+
+    statuses.show(parsed.run)
 
 
 def report(parsed: argparse.Namespace) -> None:

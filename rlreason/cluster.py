@@ -136,6 +136,10 @@ class Learners:
         checkpoint.prune(folder.parent)
         checkpoint.prune_weights(out / "weights", folder.parent)
 
+    async def digest(self) -> str:
+        """`manifest.weights` of what the learners hold."""
+        return str((await self._all("digest"))[0])
+
     async def restore(self, folder: Path) -> int:
         """Go back to a checkpoint; returns its cursor."""
         states = await self._all("restore", str(folder.absolute()))

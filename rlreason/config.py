@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
-
-from rlreason.algorithms import ADVANTAGES, AVERAGES, CORRECTIONS, COVARIANCE, FILTERS, KL, LOSSES, PRESETS
-from rlreason.named import find, near, wrong_options
-from rlreason.rewards import find as find_reward
-from rlreason.rewards import wrong_options as wrong_reward_options
 
 
 @dataclass
@@ -94,6 +88,7 @@ class LearnerConfig:
     updates: int = 1  # optimizer steps per batch
     tokens: int = 8192  # per micro-batch and worker at most, padding included
     gradient_checkpointing: bool = False
+    packing: bool = False  # short samples share a row, in which each sees itself alone: less padding
     deepspeed: dict[str, Any] = field(default_factory=dict)  # handed to DeepSpeed as it is
 
 
@@ -101,9 +96,20 @@ class LearnerConfig:
 class RolloutConfig:
     workers: int = 1
     temperature: float = 1.0
+    top_p: float = 1.0  # the likeliest tokens of this much probability are sampled from; below 1 only where nothing learns
     max_tokens: int = 256  # per answer; a longer one is cut off and marked truncated
     stop: list[str] = field(default_factory=list)  # strings that end an answer, beside the end-of-sequence token
     vllm: dict[str, Any] = field(default_factory=dict)  # handed to vLLM as it is
+
+
+@dataclass
+class SampleConfig:
+    tasks: int = 0  # how many are asked, loop.groups at a time and loop.samples times each; 0 asks every row once
+    keep: str = "correct"  # which answers are written to samples.jsonl: correct (eval.metric is 1 or more) or all
+    least: dict[str, float] = field(default_factory=dict)  # reward -> what an answer has to earn of it beside: {readable: 1}
+    best: int = 0  # answers written per task at most; 0 is no limit
+    by: str = "reward"  # which those are: of the highest reward, the shortest, or the first
+    teacher: dict[str, Any] = field(default_factory=dict)  # an OpenAI-compatible endpoint that answers: {url: …, model: …}
 
 
 @dataclass
@@ -112,6 +118,14 @@ class EvalConfig:
     samples: int = 1  # answers per task, at rollout.temperature
     path: str = ""  # where they are; empty: held out of tasks, and never trained on
     metric: str = ""  # the reward that is the accuracy; empty: the first in tasks.reward
+    k: list[int] = field(default_factory=lambda: [1])  # of pass@k and maj@k, each at most samples
+    every: int = 0  # steps between evaluations in training, by which the best checkpoint is kept; 0 makes none
+    gate: str = "report"  # a domain that training made worse by two standard errors: report, or stop the pipeline
+
+
+@dataclass
+class ExportConfig:
+    scores: str = ""  # scores.json of a kind: eval stage, for the model card
 
 
 @dataclass
@@ -124,6 +138,7 @@ class LogConfig:
 class Config:
     model: Any = MISSING  # a Hugging Face name or directory, or {from_config: {…}, characters: "…"}
     out: str = MISSING  # the run's folder
+    kind: str = "train"  # what is done: train, sample (answers, kept if good), eval (answers, scored) or export
     seed: int = 0
     device: str = "auto"  # cuda where there is one, else cpu
     transport: str = "auto"  # of weights: shm, file, nccl or ipc; auto is the fastest that fits the device
@@ -133,7 +148,9 @@ class Config:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     @property
@@ -142,39 +159,7 @@ class Config:
         return self.eval.metric or next(iter(self.tasks.reward))
 
 
-CHOICES: dict[str, Sequence[str]] = {
-    "device": ("auto", "cpu", "cuda"),
-    "transport": ("auto", "shm", "file", "nccl", "ipc"),
-    "tasks.overlong": ("drop", "truncate", "error"),
-    "tasks.curriculum": ("none", "hard", "frontier"),
-    "algorithm.answers": ("policy", "recorded"),
-    "algorithm.keep": [*FILTERS],
-    "algorithm.per": AVERAGES,
-    "algorithm.overlong": ("keep", "mask", "soft"),
-    "algorithm.kl": [*KL],
-    "algorithm.proximal": ("auto", "sampler", "learner"),
-    "algorithm.covariance": ("none", *COVARIANCE),
-    "learner.schedule": ("constant", "linear", "cosine"),
-}
-AT_LEAST: dict[str, float] = {
-    "seed": 0, "tasks.max_prompt": 1, "tasks.solved": 0,
-    "rewards.workers": 1, "rewards.timeout": 0.1, "rewards.memory": 0.25, "rewards.failures": 0,
-    "loop.steps": 1, "loop.groups": 1, "loop.samples": 1, "loop.max_lag": 0, "loop.save_every": 0, "loop.seconds": 0,
-    "algorithm.overlong_buffer": 0, "algorithm.kl_loss": 0, "algorithm.kl_reward": 0, "algorithm.kl_credit": 0,
-    "algorithm.reference_every": 0, "algorithm.off_policy_mask": 0,
-    "learner.workers": 1, "learner.lr": 0, "learner.warmup": 0, "learner.weight_decay": 0, "learner.updates": 1,
-    "learner.tokens": 1, "rollout.workers": 1, "rollout.temperature": 1e-3, "rollout.max_tokens": 1,
-    "eval.tasks": 0, "eval.samples": 1, "log.rollouts": 0,
-}  # fmt: skip
-
-
-FIELDS = ("prompt", "answer", "response", "reward", "info", "id")  # what a task's row may say
-OURS = {  # what the recipe says elsewhere, and these mappings must not say again
-    "learner.deepspeed": ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-                          "optimizer", "scheduler"),
-    "rollout.vllm": ("model", "tokenizer", "load_format", "seed", "logprobs_mode", "disable_log_stats",
-                     "weight_transfer_config"),
-}  # fmt: skip
+FIELDS = ("prompt", "answer", "response", "reward", "info", "domain", "id")  # what a task's row may say
 
 
 def to_yaml(config: Config) -> str:
@@ -197,108 +182,3 @@ def arithmetic(config: Config) -> list[tuple[str, str]]:
         ("groups in flight", f"{loop.groups} × (max_lag {loop.max_lag} + 1) = {loop.groups * (loop.max_lag + 1)}"),
     ]  # fmt: skip
     return rows if config.algorithm.answers == "policy" else rows[:-2]
-
-
-def impossible(config: Config) -> Iterator[tuple[str, str]]:
-    """(key, problem) for what no single option's type can tell."""
-    for key, choices in CHOICES.items():
-        value = _at(config, key)
-        if value not in choices:
-            yield key, f"{value!r} is not one of {', '.join(choices)}{near(str(value), choices)}"
-    for key, least in AT_LEAST.items():
-        if _at(config, key) < least:
-            yield key, f"{_at(config, key)} is below {least:g}"
-    tasks, loop, algorithm = config.tasks, config.loop, config.algorithm
-    if [bool(tasks.path), bool(tasks.generate), bool(tasks.mixture)].count(True) != 1:
-        yield "tasks.path", "say where the tasks come from: tasks.path, tasks.generate or tasks.mixture, and only one of them"
-    if (tasks.solved or tasks.curriculum != "none") and algorithm.answers == "recorded":
-        yield "tasks.solved", "and tasks.curriculum go by what the policy answers, and the answers are recorded"
-    if (tasks.solved or tasks.curriculum != "none") and tasks.generate:
-        yield "tasks.solved", "and tasks.curriculum mean nothing here: a generated task never comes again"
-    if tasks.solved > 1:
-        yield "tasks.solved", f"{tasks.solved} is a pass rate, and at most 1"
-    for name in tasks.fields:
-        if name not in FIELDS:
-            yield f"tasks.fields.{name}", f"is not one of {', '.join(FIELDS)}{near(name, FIELDS)}"
-    if "" in config.rollout.stop:
-        yield "rollout.stop", "an empty string would end every answer at once"
-    for name in dict.fromkeys([*tasks.reward, *config.rewards.options]):
-        reward, problem = find_reward(name)
-        if problem := problem or wrong_reward_options(name, config.rewards.options.get(name, {})):
-            yield f"rewards.options.{name}" if reward or name not in tasks.reward else "tasks.reward", problem
-    if config.eval.metric and config.eval.metric not in tasks.reward:
-        yield "eval.metric", f"{config.eval.metric!r} is not among tasks.reward ({', '.join(tasks.reward)})"
-    if tasks.template and "{prompt}" not in tasks.template:
-        yield "tasks.template", "has no {prompt} in it"
-    for key, names in OURS.items():
-        for name in names:
-            if name in _at(config, key):
-                yield f"{key}.{name}", "is not for a recipe to say: rlreason sets it from its other options"
-    yield from _methods(algorithm, config.rollout.max_tokens)
-    recorded = algorithm.answers == "recorded"
-    if not recorded and algorithm.advantage != "none" and not any(tasks.reward.values()):
-        yield "tasks.reward", "every weight is 0, so there is nothing to learn from"
-    if algorithm.advantage == "passk" and (k := algorithm.advantage_options.get("k", 4)) > loop.samples:
-        yield (
-            "algorithm.advantage_options.k",
-            f"pass@{k} wants {k} samples or more per task, and loop.samples is {loop.samples}",
-        )
-    if recorded and algorithm.compares:
-        yield "algorithm.kl_loss", "recorded answers have no log-probabilities of a sampler to compare with a reference's"
-    if recorded != (algorithm.loss == "nll"):
-        yield "algorithm.loss", f"{algorithm.loss} with answers: {algorithm.answers}: recorded answers have no " \
-                                "log-probabilities of a sampler, and go with the loss nll only"  # fmt: skip
-    if recorded and loop.samples != 1:
-        yield "loop.samples", f"{loop.samples}, but a recorded task has one answer: say 1"
-    if recorded and loop.max_lag:
-        yield "loop.max_lag", "recorded answers do not age: say 0"
-    if not recorded and loop.samples == 1 and algorithm.advantage not in ("none", "raw", "reinforce_pp"):
-        yield "loop.samples", f"with one sample per task the advantage {algorithm.advantage} is always 0: say 2 or more"
-    if config.learner.updates > loop.groups:
-        yield "learner.updates", f"{config.learner.updates} optimizer steps cannot share {loop.groups} groups"
-    if not isinstance(config.model, str):
-        if not isinstance(config.model, dict) or "from_config" not in config.model:
-            yield "model", "is neither a name or directory nor {from_config: …}"
-        elif not isinstance(config.model["from_config"], dict) or "model_type" not in config.model["from_config"]:
-            yield "model", "from_config has to say its model_type, such as qwen2"
-
-
-def _methods(algorithm: AlgorithmConfig, limit: int) -> Iterator[tuple[str, str]]:
-    """Functions that are not there, and options that they do not have."""
-    registries: dict[str, dict[str, Any]] = {"advantage": ADVANTAGES, "loss": LOSSES, "correction": CORRECTIONS}
-    for kind, registry in registries.items():
-        function, problem = find(registry, getattr(algorithm, kind))
-        if function is None:
-            yield f"algorithm.{kind}", problem
-        else:
-            yield from _options(f"algorithm.{kind}_options", function, getattr(algorithm, f"{kind}_options"))
-    if algorithm.covariance_options and algorithm.covariance not in COVARIANCE:
-        yield "algorithm.covariance_options", "have nothing to apply to: algorithm.covariance is none"
-    if algorithm.overlong_buffer and algorithm.overlong != "soft":
-        yield "algorithm.overlong_buffer", f"has nothing to apply to: algorithm.overlong is {algorithm.overlong}"
-    if algorithm.loss == "clip" and 0 < algorithm.loss_options.get("dual", 0) <= 1:
-        yield "algorithm.loss_options.dual", "has to be above 1, or 0 for none"
-    if algorithm.covariance in COVARIANCE:
-        yield from _options("algorithm.covariance_options", COVARIANCE[algorithm.covariance], algorithm.covariance_options)
-    if algorithm.preset and algorithm.preset not in PRESETS:
-        yield "algorithm.preset", f"{algorithm.preset!r} is not one of {', '.join(PRESETS)}{near(algorithm.preset, PRESETS)}"
-    if algorithm.overlong_buffer > limit:
-        yield "algorithm.overlong_buffer", f"{algorithm.overlong_buffer} is above rollout.max_tokens, which is {limit}"
-    if algorithm.reference_every and not algorithm.compares:
-        yield "algorithm.reference_every", "nothing compares with the reference: say kl_loss, kl_reward or kl_credit"
-    if algorithm.reference_every and algorithm.reference:
-        yield "algorithm.reference_every", "a reference that is named stays what it is"
-    if algorithm.advantage == "none" and not algorithm.kl_credit:
-        yield "algorithm.advantage", "none learns from kl_credit alone, which is 0"
-    if algorithm.preset == "distill" and not algorithm.reference:
-        yield "algorithm.reference", "is missing: name the teacher's model"
-
-
-def _options(key: str, function: Callable[..., Any], given: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    return ((f"{key}.{name}", problem) for name, problem in wrong_options(function, given))
-
-
-def _at(config: Any, key: str) -> Any:
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config

@@ -41,6 +41,13 @@ class Display:
     def say(self, text: str) -> None:
         self.console.print(Text(f"{self.name}: {text}"), soft_wrap=True)
 
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Headings, and lines below them."""
+        table = Table(*rows[0], title=self.name, title_justify="left")
+        for row in rows[1:]:
+            table.add_row(*row)
+        self.console.print(table)
+
     def step(self, metrics: Metrics) -> None:
         self.history.append(metrics)
         if self.live:

@@ -39,6 +39,15 @@ class StorageError(Failure):
     code = 5
 
 
+class Regressed(Failure):
+    """Training made the model worse in a domain, and the recipe says that this stops the pipeline."""
+
+    code = 6
+
+    def __init__(self, what: str, worse: Sequence[str], advice: str):
+        super().__init__("\n".join([what, *(f"    {one}" for one in worse), advice]))
+
+
 class Interrupted(Failure):
     """Asked to stop, and everything is committed: the same command goes on."""
 

@@ -68,6 +68,7 @@ async def train(
 
     `rollout` holds the weights of `learner.version` on entry, and on return. `tasks` begins at `cursor`, which counts
     the tasks consumed: saved with the weights it is all that a resumed run needs, as what was pending is asked again.
+    Where `tasks` ends, so does training, after a last step of what is left.
 
     `pending` holds the groups being answered, oldest first. It is topped up to `max_lag + 1` steps' worth and
     consumed in order, so a group waits behind at most `max_lag` steps: that is the whole staleness bound. With
@@ -75,14 +76,19 @@ async def train(
     """
     window = (config.max_lag + 1) * config.groups
     pending: deque[asyncio.Task[Group]] = deque()
-    phases, saved = Phases(), learner.version
+    phases, saved, ended = Phases(), learner.version, False
     try:
-        while learner.version < config.steps and not stop():
+        while learner.version < config.steps and not (stop() or (ended and not pending)):
             batch: list[Group] = []
             begin, dropped, fruitless = cursor, 0, 0
             while len(batch) < config.groups and not stop():
-                while len(batch) + len(pending) < window:
-                    pending.append(asyncio.create_task(rollout.sample(next(tasks), config.samples)))
+                while len(batch) + len(pending) < window and not ended:
+                    if (fresh := next(tasks, None)) is None:
+                        ended = True
+                    else:
+                        pending.append(asyncio.create_task(rollout.sample(fresh, config.samples)))
+                if not pending:
+                    break
                 group = await pending.popleft()
                 cursor += 1
                 if group.samples and keep(group):
@@ -96,7 +102,7 @@ async def train(
                         "be judged, no prompt fits tasks.max_prompt, or (algorithm.keep: differ) all answers to a task "
                         "earn the same"
                     )
-            if len(batch) < config.groups:  # stopped midway: what was answered is asked again
+            if not batch or (len(batch) < config.groups and (pending or not ended)):  # stopped midway: asked again
                 cursor = begin
                 break
             phases.end("rollout")

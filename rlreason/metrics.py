@@ -76,6 +76,18 @@ class Journal:
         self.events.write(json.dumps({"at": time.time(), "event": event} | details) + "\n")
         self.events.flush()
 
+    def totals(self, command: float, begin: float, steps: int) -> dict[str, Any]:
+        """A summary of the whole run; but times are this process's, since the `command` and since the stage's `begin`."""
+        rows = self.rows()
+        return {
+            "policy_gap_max": max((r["policy_gap"] for r in rows if r.get("policy_gap") is not None), default=None),
+            "seconds_to_first_step": round(self.first_step - command, 3) if self.first_step else None,
+            "seconds": round(time.time() - begin, 3),
+            "steps": steps,
+            "tokens": sum(r["tokens"] for r in rows),
+            "peak_rss_bytes": self.peak_rss,
+        }
+
     def close(self) -> None:
         if self.wandb:
             self.wandb.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,36 @@ def directory(model: Any, out: Path) -> str:
                 raise RecipeError([f"model: {model} is no directory here, and no name of the form owner/model"])
             _reach(model)
         return model
-    target = out / "model"
+    return make(model, out / "model")
+
+
+def make(model: dict[str, Any], target: Path) -> str:
+    """Write the config and the tokenizer of a model that is made."""
     target.mkdir(parents=True, exist_ok=True)
     vocabulary = write_tokenizer(target, str(model.get("characters", "0123456789+-*/=() ")))
     config = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
     config |= {"tie_word_embeddings": True} | model["from_config"]
     (target / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=1))
     return str(target)
+
+
+def draw(folder: str, seed: int) -> None:
+    """Draw the weights of a model that was made, so that its directory is whole."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).save_pretrained(folder)
+
+
+def local(name: str, out: Path) -> str:
+    """The directory of a model that exists, fetched from the hub if need be."""
+    path = directory(name, out)
+    if Path(path).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(path))
 
 
 def _reach(name: str) -> None:
@@ -118,3 +142,7 @@ def write_tokenizer(target: Path, characters: str) -> int:
     }
     (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
     return int(tokenizer.get_vocab_size())
+
+
+if __name__ == "__main__":  # a process of its own, so that who describes a run need not load torch
+    draw(sys.argv[1], int(sys.argv[2]))

@@ -1,29 +1,40 @@
-"""A recipe with stages: what each reads from the others, in which order they run, and what came of it."""
+"""A recipe with stages: what each takes from the others, in which order they run, and what came of it."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 
-from rlreason import checkpoint, recipe
+from rlreason import checkpoint, manifest, model, recipe
 from rlreason.config import Config
-from rlreason.errors import RecipeError
+from rlreason.errors import Failure, RecipeError, Regressed
+from rlreason.named import near
 from rlreason.recipe import Setting
+
+TAKES = {"train": "weights/last", "export": "model"}  # what `$stage` alone stands for
+BASE = "base"  # the folder of the model that the pipeline begins with, where it is made from a config
+MADE = "made.json"  # in it: what it was made from
+STALE = "stale"  # the folder of what was moved aside
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages in their order, each with its recipe resolved; `out` is the folder that holds theirs."""
+    """Stages in the order in which they run, each with its recipe resolved; `out` is the folder that holds theirs."""
 
     out: Path
     stages: dict[str, Config]
+    base: Any = None  # the model that it begins with; a mapping is made, in out/base
+    seed: int = 0
+    needs: dict[str, dict[str, str]] = field(default_factory=dict)  # stage -> option -> the stage that it takes it from
 
 
 def is_pipeline(path: Path) -> bool:
@@ -42,7 +53,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     the command line. An override whose key begins with a stage's name is for that stage alone.
 
     A value `$base` is the pipeline's `base`, `$name` the model that stage `name` ends with, and `$name/file` a file
-    of that stage's folder.
+    of that stage's folder. Stages may stand in any order: they run when what they take is there.
     """
     document, lines = recipe.document(path)
     source = recipe.shown(path)
@@ -65,10 +76,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         problems.append(f"{source}: out is missing: the recipe has to say it")
     out = Path(str(document.pop("out", "-")))
     common = [Setting(k, v, source) for k, v in recipe.leaves(document)]
+    options = {f.name for f in fields(Config)} | {BASE, STALE}
 
     resolved: dict[str, Config] = {}
+    places: dict[str, str] = {}
+    taken: dict[str, list[Reference]] = {}
     for name, stage in stages.items():
-        where = f"{source}:{lines[f'stages.{name}']}: stages.{name}"
+        where = places[name] = f"{source}:{lines[f'stages.{name}']}: stages.{name}"
+        resolved[name], taken[name] = Config(), []
+        if name in options or not name.replace("-", "").replace("_", "").isalnum():
+            problems.append(f"{where}: a stage's name is a word of letters, digits, - and _, and no option's name")
+            continue
         if not _is_stage(stage):
             problems.append(f"{where}: expected recipe: FILE and, if need be, set: [key=value, …]")
             continue
@@ -77,15 +95,33 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         theirs = [o.removeprefix(f"{name}.") for o in mine if o.split(".")[0] not in stages or o.startswith(f"{name}.")]
         line, most = recipe.command_line(theirs)
         settings = [*settings, *common, *own, *line, Setting("out", str(out / name), source)]
-        settings, unknown = _referred(settings, base, out, list(resolved))
+        settings, taken[name], unknown = _referred(settings, base, out, name, list(stages))
         try:
             resolved[name] = recipe.checked(settings, [*wrong, *more, *most, *unknown], where)
         except RecipeError as error:
             problems += error.problems
-            resolved[name] = Config()
+    if not problems:
+        for name, references in taken.items():
+            for reference in references:
+                problems += _bound(resolved, name, reference, out)
+    order, cycle = _order({name: [r.stage for r in references] for name, references in taken.items()})
+    if cycle:
+        problems.append(f"{places[cycle[0]]}: the stages wait for each other: {' -> '.join([*cycle, cycle[0]])}")
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    return Pipeline(out, resolved)
+    needs = {name: {r.key: r.stage for r in taken[name]} for name in order}
+    seed = next((s.value for s in common if s.key == "seed"), 0)
+    return Pipeline(out, {name: resolved[name] for name in order}, base, int(seed), needs)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An option of a stage that names what another stage makes."""
+
+    key: str
+    stage: str
+    file: str  # "" where `$stage` stands alone
+    where: str
 
 
 def _is_stage(stage: Any) -> bool:
@@ -95,38 +131,156 @@ def _is_stage(stage: Any) -> bool:
     return isinstance(stage["recipe"], str) and isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)
 
 
-def _referred(settings: list[Setting], base: Any, out: Path, earlier: list[str]) -> tuple[list[Setting], list[str]]:
-    """Put in what `$…` stands for."""
-    result, problems = [], []
+def _referred(
+    settings: list[Setting], base: Any, out: Path, own: str, names: list[str]
+) -> tuple[list[Setting], list[Reference], list[str]]:
+    """Put in what `$…` stands for; which stages that takes something from, and what is wrong with it.
+
+    `$stage` alone stays as it is until all stages are known: what it is depends on the stage's kind.
+    """
+    result: list[Setting] = []
+    references: dict[str, Reference] = {}
+    problems: list[str] = []
     for setting in settings:
+        references.pop(setting.key, None)  # an earlier layer's, which does not count any more
         if not (isinstance(setting.value, str) and setting.value.startswith("$")):
             result.append(setting)
             continue
         name, slash, rest = setting.value[1:].partition("/")
         if name == "base" and base is not None:
             # Whole: what an earlier layer said of a model must not show through.
-            result.append(Setting(setting.key, base, setting.where))
-        elif name in earlier:
-            path = out / name / rest if slash else out / name / "weights" / "last"
+            value = str(out / BASE) if isinstance(base, dict) else base
+            result.append(Setting(setting.key, value, setting.where))
+        elif name in names and name != own:
+            path = out / name / rest if slash else out / name
             result.append(Setting(setting.key, str(path), setting.where))
+            references[setting.key] = Reference(setting.key, name, rest, setting.where)
         else:
-            known = ", ".join(f"${n}" for n in (["base"] if base is not None else []) + earlier)
-            problems.append(f"{setting.where}: {setting.key}: {setting.value} is no earlier stage; there is {known or 'none'}")
-    return result, problems
+            known = [f"${n}" for n in ([BASE] if base is not None else []) + [n for n in names if n != own]]
+            problems.append(f"{setting.where}: {setting.key}: {setting.value} is no {'other ' * (name == own)}stage; there is "
+                            f"{', '.join(known) or 'none'}{near('$' + name, known)}")  # fmt: skip
+    return result, list(references.values()), problems
 
 
-def run(pipeline: Pipeline) -> dict[str, Any]:
-    """Run the stages that are not done; returns the summary of the whole."""
+def _bound(resolved: dict[str, Config], name: str, reference: Reference, out: Path) -> list[str]:
+    """Put in what `$stage` alone stands for; say so if the stage makes no such thing."""
+    kind = resolved[reference.stage].kind
+    makes = manifest.OUTPUTS[kind]
+    if not reference.file and kind in TAKES:
+        recipe.put(resolved[name], reference.key, str(out / reference.stage / TAKES[kind]))
+        return []
+    if reference.file in makes:
+        return []
+    asked = f"${reference.stage}" + f"/{reference.file}" * bool(reference.file)
+    offered = ", ".join(f"${reference.stage}/{made}" for made in makes)
+    return [f"{reference.where}: {reference.key}: {asked}: a stage of kind {kind} does not make that; it makes {offered}"]
+
+
+def _order(needs: dict[str, list[str]]) -> tuple[list[str], list[str]]:
+    """The stages in an order in which each comes after what it needs, as declared where that leaves a choice; or, if
+    there is none, the stages of a cycle."""
+    order: list[str] = []
+    while ready := next((n for n in needs if n not in order and all(need in order for need in needs[n])), None):
+        order.append(ready)
+    if len(order) == len(needs):
+        return order, []
+    at = next(name for name in needs if name not in order)
+    path: list[str] = []
+    while at not in path:
+        path.append(at)
+        at = next(need for need in needs[at] if need not in order)
+    return order, path[path.index(at) :]
+
+
+def stale(pipeline: Pipeline) -> dict[str, list[str]]:
+    """The stages whose work is not what the recipe would make now, and why; those that take it up among them."""
+    found: dict[str, list[str]] = {}
+    for name, config in pipeline.stages.items():
+        reasons = manifest.changes(config, pipeline.out)
+        if config.model == str(pipeline.out / BASE) and _base_changed(pipeline):
+            reasons += ["base is another model, or made from another seed"]
+        if manifest.begun(manifest.read(Path(config.out))):
+            takes = sorted({need for need in pipeline.needs.get(name, {}).values() if need in found})
+            reasons += [f"it takes up {need}, which is stale" for need in takes]
+        if reasons:
+            found[name] = reasons
+    return found
+
+
+def check(pipeline: Pipeline, redo: bool) -> None:
+    """Look at every input that exists before the first stage starts, and at what was made by an older recipe.
+
+    Raises `RecipeError`: with what is missing or wrong, or with the stages that are stale, unless `redo`.
+    """
+    from rlreason import stages
+
+    problems: list[str] = []
+    for name, config in pipeline.stages.items():
+        if (made := manifest.read(Path(config.out))) and made["state"] == "done":
+            continue
+        later = [*pipeline.needs.get(name, {})]
+        if isinstance(pipeline.base, dict) and config.model == str(pipeline.out / BASE):
+            later.append("model")
+        try:
+            stages.inputs(config, later)
+        except RecipeError as error:
+            problems += [f"stages.{name}: {problem}" for problem in error.problems]
+    if problems:
+        raise RecipeError(problems)
+    if not redo and (found := stale(pipeline)):
+        told = [line for name, reasons in found.items() for line in [f"    {name}", *(f"        {r}" for r in reasons[:5])]]
+        raise RecipeError([f"{pipeline.out}: the recipe has changed since these stages were made:", *told,
+                           "    --redo makes them anew and moves what is there aside; or say another out=…"])  # fmt: skip
+
+
+def run(pipeline: Pipeline, redo: bool = False) -> dict[str, Any]:
+    """Run the stages that are not done; returns the summary of the whole.
+
+    `redo`: stages whose recipe or inputs have changed are moved aside and made anew. One whose inputs come out the same
+    after all stays as it is.
+    """
     from rlreason import stages
 
     began = time.time()
-    pipeline.out.mkdir(parents=True, exist_ok=True)
+    check(pipeline, redo)
+    out = pipeline.out
+    out.mkdir(parents=True, exist_ok=True)
     whole = {"stages": {name: OmegaConf.to_container(OmegaConf.structured(c)) for name, c in pipeline.stages.items()}}
-    checkpoint.write_atomic(pipeline.out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(whole)))
-    summaries = {name: stages.run(stage, name, began) for name, stage in pipeline.stages.items()}
+    checkpoint.write_atomic(out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(whole)))
+    graph = {"base": pipeline.base, "seed": pipeline.seed, "needs": pipeline.needs}
+    checkpoint.write_atomic(out / "pipeline.json", json.dumps(graph, indent=1))
+    if isinstance(pipeline.base, dict):
+        _make_base(pipeline)
+    summaries = {}
+    for name, config in pipeline.stages.items():
+        if redo and manifest.changes(config, out):
+            stages.aside(Path(config.out), out / STALE)
+        summaries[name] = stages.run(config, name, began, out)
+        if config.eval.gate == "stop" and (worse := summaries[name].get("regressions")):
+            raise Regressed(f"stage {name} made the model worse than it was, so the pipeline stops (eval.gate: stop):",
+                            worse, f"    {name}.eval.gate=report goes on all the same; nothing is done again")  # fmt: skip
     summary = combined(list(summaries.values())) | {"stages": list(summaries)}
-    checkpoint.write_atomic(pipeline.out / "summary.json", json.dumps(summary, indent=1))
+    checkpoint.write_atomic(out / "summary.json", json.dumps(summary, indent=1))
     return summary
+
+
+def _make_base(pipeline: Pipeline) -> None:
+    """Draw the weights of the model that the stages begin with, once, so that all begin with the same bytes."""
+    folder = pipeline.out / BASE
+    if (folder / MADE).exists() and not _base_changed(pipeline):
+        return
+    model.make(pipeline.base, folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "rlreason.model", str(folder), str(pipeline.seed)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise Failure(f"base: the model could not be made:\n{done.stderr[-2000:]}")
+    checkpoint.write_atomic(folder / MADE, json.dumps({"base": pipeline.base, "seed": pipeline.seed}))
+
+
+def _base_changed(pipeline: Pipeline) -> bool:
+    made = pipeline.out / BASE / MADE
+    return made.exists() and checkpoint.read_json(made) != {"base": pipeline.base, "seed": pipeline.seed}
 
 
 def combined(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlreason.algorithms import PRESETS
-from rlreason.config import Config, impossible
+from rlreason.checks import impossible
+from rlreason.config import Config
 from rlreason.errors import RecipeError
 
 
@@ -110,6 +111,8 @@ def build(settings: Sequence[Setting], source: str) -> Config:
         else:
             origin[setting.key] = setting.where
     try:
+        if node.sample.teacher and OmegaConf.is_missing(node, "model"):
+            node.model = ""  # it is an endpoint that answers
         for key in sorted(OmegaConf.missing_keys(node)):
             problems.append(f"{source}: {key} is missing: the recipe has to say it")
             OmegaConf.update(node, key, "-")  # so that what is there can be checked as well
@@ -155,6 +158,18 @@ def checked(settings: Sequence[Setting], problems: Sequence[str], source: str) -
     if problems:
         raise RecipeError(problems)
     return config
+
+
+def put(config: Config, key: str, value: Any) -> None:
+    """Set one option of a config that is made: `tasks.path`, or `tasks.mixture.general.path`."""
+    *path, last = key.split(".")
+    node: Any = config
+    for name in path:
+        node = node[name] if isinstance(node, dict) else getattr(node, name)
+    if isinstance(node, dict):
+        node[last] = value
+    else:
+        setattr(node, last, value)
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
@@ -209,7 +224,7 @@ def _problem(node: DictConfig, setting: Setting) -> str | None:
     if value is None and _schema(known) is str:  # key= on the command line, or nothing behind the colon
         value = ""
     try:
-        if known != key and known in ("tasks.reward", "tasks.fields"):  # one level deep: a dot belongs to the name
+        if known != key and known in ("tasks.reward", "tasks.fields", "sample.least"):  # there a dot belongs to the name
             OmegaConf.select(node, known)[key.removeprefix(f"{known}.")] = value
             taken = OmegaConf.select(node, known)[key.removeprefix(f"{known}.")]
         else:

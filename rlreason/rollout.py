@@ -92,6 +92,7 @@ class Rollout:
         params = SamplingParams(
             n=n,
             temperature=rollout.temperature,
+            top_p=rollout.top_p,
             max_tokens=rollout.max_tokens,
             stop=rollout.stop,
             logprobs=0,

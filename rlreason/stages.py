@@ -1,4 +1,4 @@
-"""One run of one recipe: start what it needs, score, train, score again, write it all down."""
+"""One run of one recipe, whatever its kind: look at what it needs, claim its folder, do it, sign it."""
 
 from __future__ import annotations
 
@@ -6,68 +6,89 @@ import asyncio
 import fcntl
 import json
 import os
-import signal
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlreason import checkpoint, model
-from rlreason.algorithms import FILTERS
+from rlreason import checkpoint, export, manifest, model, sampling, training
 from rlreason.config import Config, to_yaml
-from rlreason.display import Display, duration
-from rlreason.errors import Interrupted, RecipeError, StorageError
-from rlreason.evaluate import Score, evaluate
-from rlreason.history import History
-from rlreason.loop import Rollout, train
-from rlreason.metrics import Journal
+from rlreason.errors import Failure, Interrupted, RecipeError, StorageError
+from rlreason.evaluate import Score
+from rlreason.exams import score_model as examine
+from rlreason.exams import write_samples
 from rlreason.rewards.code import sandbox
-from rlreason.rewards.pool import Pool
-from rlreason.rewards.pool.budget import Budget
 from rlreason.tasks import Tasks
-from rlreason.types import Group
 
 Summary = dict[str, Any]
+KINDS = {"train": training.run, "sample": sampling.run, "eval": sampling.run, "export": export.run}
 
 
-def run(config: Config, name: str, began: float | None = None) -> Summary:
-    """Train as the recipe says, going on from the newest checkpoint in `config.out`; returns its summary.
+def run(config: Config, name: str, began: float | None = None, root: Path | None = None) -> Summary:
+    """Do what the recipe says, going on where it was cut off; returns its summary. What is done is not done again.
 
-    `began`: when the command began (`time.time()`), for `seconds_to_first_step`.
+    `began`: when the command began (`time.time()`), for `seconds_to_first_step`. `root`: the folder of the pipeline
+    that this is a stage of.
     """
-    out = Path(config.out)
-    tasks = inputs(config)
-    with claimed(out, to_yaml(config)):
-        summary = out / "summary.json"
-        if summary.exists():
-            done: Summary = checkpoint.read_json(summary)
-            return done
-        return asyncio.run(_run(config, name, tasks, began or time.time()))
+    out, begin = Path(config.out), time.time()
+    done = manifest.read(out)
+    tasks = None if done and done["state"] == "done" else inputs(config)
+    with claimed(out):
+        if changed := manifest.changes(config, root):
+            more = [f"… and {len(changed) - 8} more"] if len(changed) > 8 else []
+            raise RecipeError([f"out: {out} holds a run of another recipe:", *(f"    {one}" for one in [*changed[:8], *more]),
+                               "    give this one its own out=…, or say --fresh"])  # fmt: skip
+        if tasks is None:
+            return read_summary(out)
+        checkpoint.write_atomic(out / "recipe.yaml", to_yaml(config))
+        manifest.begin(config, name, root)
+        try:
+            summary = asyncio.run(KINDS[config.kind](config, name, tasks, began or begin))
+        except Failure as failure:
+            state = "stopped" if isinstance(failure, Interrupted) else "failed"
+            manifest.amend(out, state=state, why=str(failure)[:2000])
+            raise
+        checkpoint.write_atomic(out / "summary.json", json.dumps(summary, indent=1))
+        manifest.finish(config, time.time() - begin)
+        sampling.clear(out)
+        return summary
 
 
-def inputs(config: Config) -> Tasks:
-    """The recipe's tasks, read, and its model looked at: before anything starts, and with all problems of both."""
+def read_summary(out: Path) -> Summary:
+    summary: Summary = checkpoint.read_json(out / "summary.json")
+    return summary
+
+
+def inputs(config: Config, later: Collection[str] = ()) -> Tasks | None:
+    """The recipe's tasks, read, and its model looked at: before anything starts, and with all problems of both.
+
+    `later`: options that name what is still to be made, and cannot be looked at yet; without its tasks, or for a kind
+    that asks none, `None` is returned.
+    """
     problems: list[str] = []
     tasks = None
+    if config.kind != "export" and not any(key.startswith(("tasks.", "eval.")) for key in later):
+        try:
+            tasks = Tasks(config)
+        except RecipeError as error:
+            problems += error.problems
     try:
-        tasks = Tasks(config)
-    except RecipeError as error:
-        problems += error.problems
-    try:
-        if not model.is_made(config.model):
+        if not model.is_made(config.model) and "model" not in later and not config.sample.teacher:
             model.directory(config.model, Path(config.out))
-        if tasks and not config.tasks.chat_template:
+        if tasks and not config.tasks.chat_template and "model" not in later:
             model.check_chat(config.model, tasks.examples())
     except RecipeError as error:
         problems += error.problems
     if tasks:
         problems += _refused(config, tasks)
-    if config.algorithm.compares and (name := config.algorithm.reference):
-        problems += [
-            f"algorithm.reference: {p.removeprefix('model: ')}" for p in model.strange(name, config.model, Path(config.out))
-        ]
-    if problems or tasks is None:
+    compared = config.kind == "train" and config.algorithm.compares and config.algorithm.reference
+    if compared and not {"model", "algorithm.reference"} & set(later):
+        strange = model.strange(compared, config.model, Path(config.out))
+        problems += [f"algorithm.reference: {p.removeprefix('model: ')}" for p in strange]
+    if config.export.scores and "export.scores" not in later and not Path(config.export.scores).is_file():
+        problems.append(f"export.scores: {config.export.scores}: there is no such file")
+    if problems:
         raise RecipeError(problems)
     return tasks
 
@@ -87,125 +108,27 @@ def _refused(config: Config, tasks: Tasks) -> list[str]:
 
 
 @contextmanager
-def claimed(out: Path, recipe: str) -> Iterator[None]:
-    """Hold `out` as the folder of this recipe's run; refuse if it is another's, or if somebody holds it."""
+def claimed(out: Path) -> Iterator[None]:
+    """Hold `out` as this process's; refuse if somebody else holds it."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(f"out: another process is running in {out}; wait for it, or give this run its own") from None
-        _sign(out, recipe)
         yield
 
 
-def _sign(out: Path, recipe: str) -> None:
-    written = out / "recipe.yaml"
-    begun = any((out / name).exists() for name in ("metrics.jsonl", "accuracy_before.json"))  # else it was a mistake
-    if written.exists() and begun and written.read_text() != recipe:
-        old, new = written.read_text().splitlines(), recipe.splitlines()
-        changed = [f"    was {a.strip()!r}, is {b.strip()!r}" for a, b in zip(old, new, strict=False) if a != b][:5]
-        raise RecipeError(
-            [f"out: {out} holds a run of another recipe:", *changed, "    give this one its own out=…, or say --fresh"]
-        )
-    checkpoint.write_atomic(written, recipe)
-
-
-async def _run(config: Config, name: str, tasks: Tasks, began: float) -> Summary:
-    from rlreason import cluster
-
-    begin = time.time()
-    out, recorded = Path(config.out), config.algorithm.answers == "recorded"
-    path, made = model.directory(config.model, out), model.is_made(config.model)
-    found = checkpoint.newest(out / "checkpoints")
-    learning, answering = config.learner.workers, config.rollout.workers if not recorded or tasks.held_out else 0
-    with Display(name, config.loop.steps) as display, stopping() as stop:
-        display.say(f"starting {learning} learners and {answering} engines …")
-        async with (
-            cluster.start(config, path, made, learning, answering) as (learners, rollouts),
-            _answers(config, path, rollouts) as answers,
-        ):
-            cursor = await learners.restore(found[0]) if found else 0
-            journal = Journal(config, learners.version)
-            journal.event("start", step=learners.version, resumed=bool(found))
-            if found:
-                display.say(f"going on from {found[0]}")
-            await rollouts.load(await learners.publish(), learners.version)
-            if not learners.version:
-                await _score(config, "before", tasks, rollouts, display)
-
-            training = time.monotonic()
-            budget = Budget(config.rewards.failures, config.loop.groups * config.loop.samples, journal.event, display.say)
-            keep = budget.watch(FILTERS[config.algorithm.keep if config.algorithm.refill else "all"])  # else the learner drops
-            history = History(config, tasks, answers, keep, learners.version)
-            cursor = await train(
-                config.loop, history.stream(cursor), history, learners,
-                keep=history.keep,
-                log=lambda step, groups, metrics: display.step(journal.step(step, groups, metrics | history.metrics)),
-                stop=lambda: stop() or history.finished or 0 < config.loop.seconds <= time.monotonic() - training,
-                cursor=cursor,
-            )  # fmt: skip
-            if history.finished:
-                journal.event("solved", step=learners.version)
-                display.say(f"every task is solved (tasks.solved: {config.tasks.solved:g}), so there is nothing left to ask")
-            if stop():
-                kept = (
-                    f"at step {learners.version}, committed in {out / 'checkpoints'}"
-                    if learners.version
-                    else "before the start"
-                )
-                raise Interrupted(f"stopped {kept}; the same command goes on from there")
-            if recorded:  # the engines have stood by meanwhile
-                await rollouts.load(await learners.publish(), learners.version)
-            await _score(config, "after", tasks, rollouts, display)
-        journal.event("end", step=learners.version)
-        journal.close()
-        summary = _summary(journal, learners.version, began, begin)
-        checkpoint.write_atomic(out / "summary.json", json.dumps(summary, indent=1))
-        display.say(f"{summary['steps']} steps in {duration(summary['seconds'])}; the model is in {summary['model']}")
-    return summary
-
-
-async def _score(config: Config, when: str, tasks: Tasks, rollouts: Rollout, display: Display) -> None:
-    """Accuracy on the held-out tasks, before or after training: asked once, and kept across restarts."""
-    kept = Path(config.out) / f"accuracy_{when}.json"
-    if tasks.held_out and not kept.exists():
-        result, groups = await evaluate(rollouts, tasks.held_out, config.eval.samples, config.metric)
-        write_samples(Path(config.out) / "rollouts" / f"{when}.jsonl", groups)
-        checkpoint.write_atomic(kept, json.dumps(result.dict()))
-        display.say(f"{config.metric} on held-out tasks {when} training: {result}")
-
-
-@asynccontextmanager
-async def _answers(config: Config, path: str, rollouts: Rollout) -> AsyncIterator[Rollout]:
-    """Who answers in training: the engines, or what was recorded."""
-    if config.algorithm.answers != "recorded":
-        yield rollouts
-        return
-    from transformers import AutoTokenizer
-
-    from rlreason.recorded import Recorded
-
-    log = Path(config.out) / "logs" / "rewards.log"  # the display has the terminal
-    log.parent.mkdir(parents=True, exist_ok=True)
-    async with Pool(config.rewards, config.tasks.reward, log) as pool:
-        yield Recorded(config, AutoTokenizer.from_pretrained(path), pool)
-
-
-def _summary(journal: Journal, steps: int, command: float, begin: float) -> Summary:
-    """Of the whole run; but times are this process's, since the `command` and since the stage's `begin`."""
-    rows = journal.rows()
-    scores = {when: journal.out / f"accuracy_{when}.json" for when in ("before", "after")}
-    return {
-        **{f"accuracy_{when}": checkpoint.read_json(p) if p.exists() else None for when, p in scores.items()},
-        "policy_gap_max": max((r["policy_gap"] for r in rows if r.get("policy_gap") is not None), default=None),
-        "seconds_to_first_step": round(journal.first_step - command, 3) if journal.first_step else None,
-        "seconds": round(time.time() - begin, 3),
-        "steps": steps,
-        "tokens": sum(r["tokens"] for r in rows),
-        "peak_rss_bytes": journal.peak_rss,
-        "model": str(journal.out / "weights" / f"v{steps}"),
-    }
+def running(out: Path) -> bool:
+    """Does a process hold `out`?"""
+    try:
+        with (out / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 async def score_model(config: Config, name: str) -> Score:
@@ -215,44 +138,18 @@ async def score_model(config: Config, name: str) -> Score:
     tasks = Tasks(config).held_out
     if not tasks:
         raise RecipeError(["eval.tasks: is 0, so there is nothing to score a model on; say eval.tasks=256"])
-    path = model.directory(config.model, Path(config.out))
-    if not Path(path).is_dir():
-        from huggingface_hub import snapshot_download
-
-        path = snapshot_download(path)
+    path = model.local(config.model, Path(config.out))
     async with cluster.start(config, path, False, 0, config.rollout.workers) as (_, rollouts):
         await rollouts.load({"kind": "file", "path": str(Path(path).absolute())}, 0)
-        result, groups = await evaluate(rollouts, tasks, config.eval.samples, config.metric)
+        result, rows = await examine(rollouts, tasks, config)
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    write_samples(Path(config.out) / f"{name}.jsonl", groups)
+    write_samples(Path(config.out) / f"{name}.jsonl", rows)
     return result
 
 
-def write_samples(path: Path, groups: list[Group]) -> None:
-    rows = ({"task": g.task.id, "answer": g.task.answer, "text": s.text, "reward": s.reward, "parts": s.parts}
-            for g in groups for s in g.samples)  # fmt: skip
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@contextmanager
-def stopping() -> Iterator[Any]:
-    """SIGTERM, SIGUSR1 (Slurm's warning) and a first Ctrl-C end the run after its step; a second Ctrl-C at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
-
-
-def fresh(out: Path) -> None:
-    """Move an old run out of the way; nothing is deleted."""
+def aside(out: Path, where: Path | None = None) -> None:
+    """Move an old run out of the way, to `where` if that is said; nothing is deleted."""
     if out.exists():
-        os.replace(out, out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+        place = where or out.parent
+        place.mkdir(parents=True, exist_ok=True)
+        os.replace(out, place / f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rlreason.packing import fits_padded
 
 Metrics = dict[str, float]
 Prompt = str | list[dict[str, str]]  # plain text, or chat messages {"role": …, "content": …}
@@ -24,6 +26,7 @@ class Task:
     response: str | None = None  # a whole demonstration; where there is none, the answer is one
     reward: dict[str, float] | None = None  # reward name -> weight; None: what the recipe says
     info: dict[str, Any] | None = None  # what a reward needs beside the answer: tests of code, choices, …
+    domain: str = ""  # what it is a task of: mathematics, code, …; scores are told for each
 
 
 @dataclass(slots=True)
@@ -123,11 +126,13 @@ def token_weights(lengths: Sequence[int], groups: Sequence[int], per: str, max_t
     return weights
 
 
-def micro_batches(lengths: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
+def micro_batches(
+    lengths: list[int], ranks: int, budget: int, fits: Callable[[list[int], int], int] = fits_padded
+) -> list[list[list[int]]]:
     """Deal samples to ranks and cut each rank's share into micro-batches: [rank][micro-batch] -> sample indices.
 
-    A micro-batch holds at most `budget` tokens, padding included (a longer sample goes alone). Samples of like
-    length stay together, and one that would pad a micro-batch of some size beyond a tenth opens the next; ranks take
+    A micro-batch holds at most `budget` tokens, padding included (a longer sample goes alone); `fits` says how many of
+    the samples that are left, longest first, the next one takes. Samples of like length stay together; ranks take
     turns from longest to shortest, so that they end together. Every rank gets the same number of micro-batches, an
     empty one if need be: under ZeRO-3 each forward pass is a collective.
     """
@@ -139,16 +144,10 @@ def micro_batches(lengths: list[int], ranks: int, budget: int) -> list[list[list
     plan: list[list[list[int]]] = []
     for share in shares:
         cuts: list[list[int]] = []
-        real = 0
-        for i in share:
-            width = lengths[cuts[-1][0]] if cuts else 0
-            area = width * (len(cuts[-1]) + 1) if cuts else 0
-            if cuts and area <= budget and (area <= budget / 8 or real + lengths[i] >= 0.9 * area):
-                cuts[-1].append(i)
-                real += lengths[i]
-            else:
-                cuts.append([i])
-                real = lengths[i]
+        while share:
+            size = fits([lengths[i] for i in share], budget)
+            cuts.append(share[:size])
+            share = share[size:]
         plan.append(cuts)
     rounds = max(1, *map(len, plan))
     return [cuts + [[] for _ in range(rounds - len(cuts))] for cuts in plan]

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlreason import manifest
+
 Handle = dict[str, Any]
 Named = Iterable[tuple[str, Tensor]]
 
@@ -110,6 +112,16 @@ class Publisher:
         self.sending = threading.Thread(target=send, daemon=True)
         self.sending.start()
         return {}
+
+
+def digest(tensors: Named) -> str:
+    """`manifest.weights` of tensors: what those of a directory give, if they are the same."""
+    named = sorted(tensors)
+    return manifest.weights(
+        (name, manifest.NAMES[str(t.dtype).removeprefix("torch.")], list(t.shape),
+         [t.detach().cpu().reshape(-1).view(torch.uint8).numpy().data])
+        for name, t in named
+    )  # fmt: skip
 
 
 def read(handle: Handle) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlreason.algorithms import ADVANTAGES, AVERAGES, CORRECTIONS, COVARIANCE, FILTERS, KL, LOSSES, PRESETS
-from rlreason.config import CHOICES
+from rlreason.checks import CHOICES
 from rlreason.named import options
 from rlreason.recipe import load
 from rlreason.rewards import FACTS, REWARDS

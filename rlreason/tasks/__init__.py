@@ -153,7 +153,8 @@ class Source:
         task = replace(task, prompt=dressed(task.prompt, self.config))
         if not self.name:
             return task
-        return replace(task, id=f"{self.name}:{task.id}", reward=task.reward or self.config.reward or None)
+        reward, domain = task.reward or self.config.reward or None, task.domain or self.name
+        return replace(task, id=f"{self.name}:{task.id}", reward=reward, domain=domain)
 
     def _first(self) -> int:
         return 1_000_003 * self.seed
@@ -189,17 +190,22 @@ def load(path: str, config: TasksConfig) -> list[Task]:
 
     Columns: `prompt` (text or chat messages), `answer`, and optionally `response` (a demonstration), `reward` (the
     name of a reward, a list of names, or weights by name), `info` (an object or JSON text of one: what a reward needs
-    beside the answer) and `id`. `tasks.fields` renames.
+    beside the answer), `domain` (what scores are told by) and `id`. `tasks.fields` renames.
     Raises `RecipeError` with every bad row's file and number.
     """
     rows = list(_rows(Path(path), path, config.split))
     names = {ours: config.fields.get(ours, ours) for ours in FIELDS}
     tasks, problems = [], []
+    met: dict[str, str] = {}  # results are told by id
     for where, row in rows:
         try:
-            tasks.append(_task(where, row, names))
+            task = _task(where, row, names)
         except ValueError as error:
             problems.append(f"{where}: {error}")
+            continue
+        tasks.append(task)
+        if met.setdefault(task.id, where) != where:
+            problems.append(f"{where}: has the id {task.id!r} of {met[task.id]}")
     if not rows:
         problems.append(f"{path}: is empty")
     if problems:
@@ -266,7 +272,8 @@ def _task(where: str, row: Any, names: dict[str, str]) -> Task:
         if problem := find(name)[1]:
             raise ValueError(problem)
     text = None if answer is None else str(answer)
-    return Task(str(row.get(names["id"], where)), prompt, text, response, reward or None, info)
+    domain = str(row.get(names["domain"]) or "")
+    return Task(str(row.get(names["id"], where)), prompt, text, response, reward or None, info, domain)
 
 
 def _info(value: Any, name: str) -> dict[str, Any] | None:

@@ -1,0 +1,248 @@
+"""What a stage was made from and what it made, by hash: is it done, and is it still true? Knows no engine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import time
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rlreason import __version__, checkpoint
+from rlreason.config import Config
+from rlreason.errors import StorageError
+from rlreason.recipe import leaves
+
+FILE = "manifest.json"
+OUTPUTS = {  # what a kind of stage makes, for others to take
+    "train": ("weights/last", "weights/best"),
+    "sample": ("samples.jsonl", "answers.jsonl", "scores.json"),
+    "eval": ("scores.json", "answers.jsonl"),
+    "export": ("model",),
+}
+FREE = ("out", "log", "eval.gate")  # options that change nothing that a stage makes
+
+Manifest = dict[str, Any]
+Entry = dict[str, Any]  # a file or folder: sha256, and seen, which tells cheaply that it was not touched
+
+
+def read(out: Path) -> Manifest | None:
+    """The manifest of the stage in `out`, if work was begun there."""
+    path = out / FILE
+    if not path.exists():
+        return None
+    made = checkpoint.read_json(path)
+    if not isinstance(made, dict) or "state" not in made:
+        raise StorageError(f"{path} is damaged: it does not say its state")
+    return made
+
+
+def begun(made: Manifest | None) -> bool:
+    """Is there work that a changed recipe would mix with its own? A start that failed before it had weights is none."""
+    return made is not None and (made["state"] == "done" or "weights" in made)
+
+
+def begin(config: Config, name: str, root: Path | None = None) -> None:
+    """Write down what the stage is made from. `root`: the folder of the pipeline that it is a stage of."""
+    out = Path(config.out)
+    before = read(out)
+    kept = {key: before[key] for key in ("began", "weights") if before and key in before} if begun(before) else {}
+    made = {
+        "stage": name,
+        "kind": config.kind,
+        "state": "begun",
+        "began": time.time(),
+        "seed": config.seed,
+        "code": code(),
+        "inputs": {key: told(path, root) for key, path in inputs(config).items()},
+        "recipe": options(config, root),
+    }
+    _write(out, made | kept)
+
+
+def amend(out: Path, **more: Any) -> None:
+    """Add to the manifest of a stage that was begun."""
+    _write(out, (read(out) or {}) | more)
+
+
+def finish(config: Config, seconds: float) -> None:
+    """The stage is done: from now on the same recipe does nothing."""
+    out = Path(config.out)
+    outputs = {name: entry(out / name) for name in OUTPUTS[config.kind] if (out / name).exists()}
+    amend(out, state="done", ended=time.time(), seconds=round(seconds, 3), outputs=outputs)
+
+
+def changes(config: Config, root: Path | None = None) -> list[str]:
+    """Why what was made in `config.out` is not what `config` would make now; nothing if it is."""
+    out = Path(config.out)
+    made = read(out)
+    if made is None or not begun(made):
+        return []
+    old, new, default = made["recipe"], json.loads(json.dumps(options(config, root))), options(Config())
+    found = [
+        f"{key} was {was!r}, is {now!r}"
+        for key in sorted({*old, *new})
+        if (was := old.get(key, default.get(key))) != (now := new.get(key, default.get(key)))
+    ]
+    paths = inputs(config)
+    for key, was in made["inputs"].items():
+        if key in paths and not same(paths[key], was):
+            gone = "sha256" in was and not Path(paths[key]).exists()
+            found.append(f"{key}: {paths[key]} {'is not there any more' if gone else 'is not what it was'}")
+    for name, was in made.get("outputs", {}).items():
+        if not same(str(out / name), was):
+            found.append(f"{out / name} is not what it was when the stage ended")
+    return found
+
+
+def options(config: Config, root: Path | None = None) -> dict[str, Any]:
+    """Every option that has a say in what is made, by its dotted name. What lies below `root` is written $…, so that
+    a pipeline may be moved."""
+    below = f"{root}/" if root else None
+
+    def placed(value: Any) -> Any:
+        return "$" + value.removeprefix(below) if below and isinstance(value, str) and value.startswith(below) else value
+
+    said = OmegaConf.to_container(OmegaConf.structured(config))
+    return {k: placed(v) for k, v in leaves(said) if not any(k == free or k.startswith(f"{free}.") for free in FREE)}
+
+
+def inputs(config: Config) -> dict[str, str]:
+    """What a stage reads beside its recipe: option -> a path, or a name for a hub. Functions of one's own are files."""
+    tasks = config.tasks
+    given = {"model": config.model if isinstance(config.model, str) else "", "export.scores": config.export.scores}
+    if config.kind != "export":
+        given |= {"tasks.path": tasks.path, "eval.path": config.eval.path}
+        given |= {f"tasks.mixture.{name}.path": str(source.get("path", "")) for name, source in tasks.mixture.items()}
+        given |= {"algorithm.reference": config.algorithm.reference}
+        given |= {"tasks.chat_template": tasks.chat_template if "{" not in tasks.chat_template else ""}
+        given |= {
+            f"rewards.options.{name}.model": str(o["model"]) for name, o in config.rewards.options.items() if "model" in o
+        }
+        mixed = [str(source.get("generate", "")) for source in tasks.mixture.values()]
+        algorithm = config.algorithm
+        names = [tasks.generate, *mixed, *tasks.reward, algorithm.loss, algorithm.advantage, algorithm.correction]
+        given |= {f"code of {name}": path for name in names if (path := _source(name))}
+    return {key: path for key, path in given.items() if path}
+
+
+def _source(name: str) -> str:
+    """The file of a function that is named my_module.my_function; "" for ours."""
+    module, dot, _ = name.rpartition(".")
+    if not dot or module in ("gym", "rlreason") or module.startswith("rlreason."):
+        return ""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return ""
+    return found.origin if found and found.origin and Path(found.origin).is_file() else ""
+
+
+def told(path: str, root: Path | None) -> Entry:
+    """An input as the manifest has it; one that is not a file here has only its name."""
+    about: Entry = {"path": path}
+    if root and Path(path).is_relative_to(root):
+        about["stage"] = Path(path).relative_to(root).parts[0]
+    return about | (entry(Path(path)) if Path(path).exists() else {})
+
+
+def entry(path: Path) -> Entry:
+    """What identifies the content of a file, or of all the files of a folder."""
+    return {"sha256": checksum(path), "seen": _seen(path)}
+
+
+def same(path: str, was: Entry) -> bool:
+    """Is the content still what it was? Read again only where sizes or times differ."""
+    if "sha256" not in was:
+        return not Path(path).exists()
+    if not Path(path).exists():
+        return False
+    return bool(_seen(Path(path)) == was["seen"] or checksum(Path(path)) == was["sha256"])
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file; of a folder, of the names and checksums of its files."""
+    if path.is_file():
+        return checkpoint.checksum(path)
+    return _hash(f"{file.relative_to(path)} {checkpoint.checksum(file)}\n" for file in _files(path))
+
+
+def _seen(path: Path) -> str:
+    stats = ((file, file.stat()) for file in _files(path))
+    return _hash(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n" for file, stat in stats)[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def _hash(lines: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for line in lines:
+        total.update(line.encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+@cache
+def code() -> dict[str, str]:
+    """This version of rlreason: its number, and a hash of its sources, for a clone is seldom at a release."""
+    package = Path(__file__).parent
+    return {
+        "version": __version__,
+        "sha256": _hash(f"{p.relative_to(package)} {checkpoint.checksum(p)}\n" for p in sorted(package.rglob("*.py"))),
+    }
+
+
+# ---- weights ----
+
+NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}  # torch's dtype -> safetensors'
+
+
+def weights(tensors: Iterable[tuple[str, str, list[int], Iterable[bytes | memoryview]]]) -> str:
+    """sha256 of a model's weights: (name, dtype as safetensors has it, shape, bytes) of each tensor, by name.
+
+    A learner's tensors and those of the directory that it was loaded from have the same, if the dtypes are.
+    """
+    total = hashlib.sha256()
+    for name, dtype, shape, parts in tensors:
+        total.update(f"{name} {dtype} {shape}\n".encode())
+        for part in parts:
+            total.update(part)
+    return total.hexdigest()
+
+
+def weights_of(folder: Path) -> str | None:
+    """`weights` of a Hugging Face directory; None where it holds no safetensors."""
+    found: dict[str, tuple[str, list[int], Path, int, int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(size))
+        for name, about in header.items():
+            if name != "__metadata__":
+                start, end = (8 + size + offset for offset in about["data_offsets"])
+                found[name] = about["dtype"], about["shape"], file, start, end
+    if not found:
+        return None
+    return weights((n, dtype, shape, _bytes(file, start, end)) for n, (dtype, shape, file, start, end) in sorted(found.items()))
+
+
+def _bytes(file: Path, start: int, end: int, block: int = 1 << 24) -> Iterator[bytes]:
+    with file.open("rb") as f:
+        f.seek(start)
+        while start < end:
+            part = f.read(min(block, end - start))
+            if not part:
+                raise StorageError(f"{file} is shorter than its header says")
+            start += len(part)
+            yield part
+
+
+def _write(out: Path, made: Manifest) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_atomic(out / FILE, json.dumps(made, indent=1))

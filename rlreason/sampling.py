@@ -1,0 +1,236 @@
+"""Answers that nobody learns from: rejection sampling, a teacher's demonstrations, a final examination.
+
+It is the training loop with a learner that writes instead: each step's answers are a file, and that file is the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rlreason import checkpoint, evaluate, manifest, model
+from rlreason.config import Config, LoopConfig
+from rlreason.display import Display, duration
+from rlreason.errors import Interrupted
+from rlreason.loop import Rollout, train
+from rlreason.metrics import Journal
+from rlreason.rewards.pool import Pool
+from rlreason.signals import stopping
+from rlreason.tasks import Tasks, origin
+from rlreason.types import Group, Metrics, Task
+
+Answered = dict[str, Any]  # a task and its answers, as a line of answers.jsonl
+
+
+class Harvest:
+    """The loop's `Learner`: `version` counts the files that are written."""
+
+    def __init__(self, config: Config):
+        self.config, self.folder = config, Path(config.out) / "answers"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.rows: list[Answered] = []
+        self.version = 0
+        while self._file(self.version + 1).exists():
+            self.version += 1
+        self.cursor = checkpoint.read_json(self._file(self.version))["cursor"] if self.version else 0
+
+    async def step(self, groups: list[Group]) -> Metrics:
+        self.rows = [written(group, self.config.metric) for group in groups]
+        self.version += 1
+        return {"kept": sum(len(chosen(row, self.config)) for row in self.rows)} if self.config.kind == "sample" else {}
+
+    async def publish(self) -> None:
+        return None
+
+    async def save(self, cursor: int) -> None:
+        self.cursor = cursor
+        checkpoint.write_atomic(self._file(self.version), json.dumps({"cursor": cursor, "tasks": self.rows}))
+
+    def written(self) -> Iterator[Answered]:
+        """Every task that was answered, in the order of asking."""
+        for number in range(1, self.version + 1):
+            yield from checkpoint.read_json(self._file(number))["tasks"]
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06}.json"
+
+
+class Steady:
+    """A rollout whose weights stay as they are. A sample's version is the step it was asked in, so that `lag` tells
+    how many steps it waited."""
+
+    def __init__(self, rollout: Rollout, version: int):
+        self.rollout, self.version = rollout, version
+
+    async def sample(self, task: Task, n: int) -> Group:
+        version = self.version
+        group = await self.rollout.sample(task, n)
+        for sample in group.samples:
+            sample.version = version
+        return group
+
+    async def load(self, weights: None, version: int) -> None:
+        self.version = version
+
+
+async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str, Any]:
+    """Ask, judge, write; then `samples.jsonl` (kind: sample), `answers.jsonl` and `scores.json`. Returns the summary."""
+    begin, out = time.time(), Path(config.out)
+    harvest = Harvest(config)
+    wanted = len(tasks.held_out) if config.kind == "eval" else config.sample.tasks or len(tasks.rows)
+    samples = config.eval.samples if config.kind == "eval" else config.loop.samples
+    steps = math.ceil(wanted / config.loop.groups)
+    loop: LoopConfig = replace(config.loop, samples=samples, steps=steps, save_every=1)
+    left = islice(tasks.held_out if config.kind == "eval" else tasks.stream(harvest.cursor), *(
+        (harvest.cursor, wanted) if config.kind == "eval" else (max(0, wanted - harvest.cursor),)))  # fmt: skip
+    with Display(name, steps) as display, stopping() as stop:
+        journal = Journal(config, harvest.version)
+        journal.event("start", step=harvest.version, resumed=harvest.version > 0)
+        if harvest.version:
+            display.say(f"going on after {harvest.cursor} of {wanted} tasks")
+        if harvest.cursor < wanted:
+            async with answering(config, display) as (rollout, source):
+                manifest.amend(out, weights={"begin": source})
+                await train(
+                    loop, left, Steady(rollout, harvest.version), harvest, cursor=harvest.cursor, stop=stop,
+                    log=lambda step, groups, metrics: display.step(journal.step(step, groups, metrics)),
+                )  # fmt: skip
+            if stop():
+                raise Interrupted(
+                    f"stopped after {harvest.version} of {steps} steps, all kept; the same command goes on from there"
+                )
+        source = (manifest.read(out) or {}).get("weights", {}).get("begin")
+        result = evaluate.evaluation(harvest.written(), config.eval.k if config.kind == "eval" else [1], config.seed)
+        summary = _finish(config, harvest, result, source) | journal.totals(began, begin, harvest.version)
+        journal.event("end", step=harvest.version)
+        journal.close()
+        display.say(f"{summary['told']}; {duration(summary['seconds'])}")
+        if config.kind == "eval":
+            display.table(evaluate.table(result))
+    return summary
+
+
+@asynccontextmanager
+async def answering(config: Config, display: Display) -> AsyncIterator[tuple[Rollout, str | None]]:
+    """Who answers: engines with the model's weights, or a teacher behind an endpoint; and which weights those are."""
+    if config.sample.teacher:
+        from rlreason.teacher import Teacher
+
+        log = Path(config.out) / "logs" / "rewards.log"  # the display has the terminal
+        log.parent.mkdir(parents=True, exist_ok=True)
+        async with (
+            Pool(config.rewards, config.tasks.reward, log) as pool,
+            Teacher(config, pool, **config.sample.teacher) as teacher,
+        ):
+            yield teacher, str(config.sample.teacher["model"])
+        return
+    from rlreason import cluster
+
+    path = model.local(config.model, Path(config.out))
+    display.say(f"starting {config.rollout.workers} engines …")
+    async with cluster.start(config, path, False, 0, config.rollout.workers) as (_, rollouts):
+        await rollouts.load({"kind": "file", "path": str(Path(path).absolute())}, 0)
+        yield rollouts, manifest.weights_of(Path(path))
+
+
+def written(group: Group, metric: str) -> Answered:
+    """A group as a line of answers.jsonl: what was asked, and every answer with its rewards."""
+    task = group.task
+    row = evaluate.row(group, metric)
+    for sample, s in zip(row["samples"], group.samples, strict=True):
+        sample |= {"text": s.text, "reward": s.reward} | ({"failures": s.failures} if s.failures else {})
+    about = {"prompt": task.prompt, "answer": task.answer, "info": task.info, "rewards": task.reward}
+    return row | about
+
+
+def refused(row: Answered, sample: dict[str, Any], config: Config) -> str:
+    """Why an answer is not kept: the first thing that is wrong with it, or nothing."""
+    if sample["truncated"]:
+        return "truncated"
+    if sample["reward"] is None:
+        return "unjudged"
+    if config.sample.keep == "correct" and not (sample["parts"].get(row["metric"]) or 0) >= 1:
+        return row["metric"]
+    for name, least in config.sample.least.items():
+        # A task with rewards of its own need not have this one, and then nothing of it is asked.
+        if name in sample["parts"] and not (sample["parts"][name] is not None and sample["parts"][name] >= least):
+            return name
+    return ""
+
+
+def chosen(row: Answered, config: Config) -> list[int]:
+    """Which answers to a task are kept, best first: none that is refused, no text twice, `sample.best` at most."""
+    order = {
+        "reward": lambda i: (-row["samples"][i]["reward"], i),
+        "shortest": lambda i: (row["samples"][i]["length"], i),
+        "first": lambda i: (i,),
+    }[config.sample.by]
+    good = [i for i, sample in enumerate(row["samples"]) if not refused(row, sample, config)]
+    distinct = {row["samples"][i]["text"]: i for i in sorted(good, key=order, reverse=True)}.values()
+    best = sorted(distinct, key=order)
+    return best[: config.sample.best] if config.sample.best else best
+
+
+def demonstrations(rows: Iterable[Answered], config: Config, source: str | None) -> Iterator[dict[str, Any]]:
+    """The kept answers as tasks that a later stage imitates, each with the ids of what it came from.
+
+    The prompt stands there as it was asked, template and system message included. A task that comes again in a later
+    epoch has `sample.best` answers in all.
+    """
+    had: Counter[str] = Counter()
+    for row in rows:
+        base = origin(row["task"])[0]
+        for i in chosen(row, config):
+            if config.sample.best and had[base] >= config.sample.best:
+                break
+            had[base] += 1
+            sample = row["samples"][i]
+            made = {"id": f"{row['task']}#{i}", "prompt": row["prompt"], "answer": row["answer"], "response": sample["text"]}
+            made |= {"reward": row["rewards"], "info": row["info"], "domain": row["domain"] or None}
+            made |= {"parents": {"task": row["task"], "sample": i, "model": source}, "scores": sample["parts"]}
+            yield {key: value for key, value in made.items() if value is not None}
+
+
+def _finish(config: Config, harvest: Harvest, result: evaluate.Evaluation, source: str | None) -> dict[str, Any]:
+    """Write what the answers come to, whole or not at all; returns its part of the summary."""
+    out = Path(config.out)
+    checkpoint.write_lines(out / "answers.jsonl", harvest.written())
+    scores = {"model": config.model, "weights": source, "metric": config.metric} | result.dict()
+    checkpoint.write_atomic(out / "scores.json", json.dumps(scores, indent=1))
+    first = result.scores.get("pass@1")
+    summary: dict[str, Any] = {
+        "accuracy_before": None,
+        "accuracy_after": first.dict() if first else None,
+        "model": config.model,
+    }
+    if config.kind == "eval":
+        return summary | {"told": f"{len(result.tasks)} tasks, {config.eval.samples} answers each" + _unjudged(result)}
+    checkpoint.write_lines(out / "samples.jsonl", demonstrations(harvest.written(), config, source))
+    why = Counter(refused(row, sample, config) or "kept" for row in harvest.written() for sample in row["samples"])
+    kept = sum(1 for _ in (out / "samples.jsonl").open("rb"))
+    asked = sum(why.values())
+    left_out = {"too many": why.pop("kept", 0) - kept} | why
+    told = ", ".join(f"{number} {name}" for name, number in left_out.items() if number)
+    return summary | {
+        "samples": kept,
+        "left_out": left_out,
+        "told": f"kept {kept} of {asked} answers" + (f" (not: {told})" if told else ""),
+    }
+
+
+def _unjudged(result: evaluate.Evaluation) -> str:
+    return f"; {result.unjudged} tasks could not be judged" if result.unjudged else ""
+
+
+def clear(out: Path) -> None:
+    """Remove the parts that the whole was put together from."""
+    shutil.rmtree(out / "answers", ignore_errors=True)

@@ -1,0 +1,105 @@
+"""Manifests: what identifies weights, files and recipes, and what counts as a change."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlreason import manifest
+from rlreason.config import Config, EvalConfig, TasksConfig
+from rlreason.errors import StorageError
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("t.jsonl").write_text("{}\n")
+    return Config(model="some/model", out="run", tasks=TasksConfig(path="t.jsonl"))
+
+
+def test_a_manifest_says_what_a_stage_is_made_from(config):
+    manifest.begin(config, "cold")
+    made = manifest.read(Path("run"))
+    assert (made["stage"], made["kind"], made["state"], made["seed"]) == ("cold", "train", "begun", 0)
+    assert made["inputs"]["model"] == {"path": "some/model"}  # a name for a hub has no hash
+    assert made["inputs"]["tasks.path"]["sha256"] == manifest.checksum(Path("t.jsonl"))
+    assert made["code"] == manifest.code()
+    assert made["recipe"]["loop.steps"] == 100
+    assert not {"out", "log.rollouts", "eval.gate"} & made["recipe"].keys()
+
+
+def test_the_time_of_the_first_beginning_and_the_first_weights_are_kept_over_a_restart(config):
+    manifest.begin(config, "cold")
+    manifest.amend(Path("run"), weights={"begin": "abc"})
+    first = manifest.read(Path("run"))
+    manifest.begin(config, "cold")
+    again = manifest.read(Path("run"))
+    assert (again["began"], again["weights"]) == (first["began"], {"begin": "abc"})
+
+
+def test_done_is_a_state_with_outputs(config):
+    manifest.begin(config, "cold")
+    folder = Path("run/weights/v1")
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_text("x")
+    Path("run/weights/last").symlink_to("v1")
+    manifest.finish(config, 2.5)
+    made = manifest.read(Path("run"))
+    assert (made["state"], made["seconds"], [*made["outputs"]]) == ("done", 2.5, ["weights/last"])
+    assert manifest.changes(config) == []
+
+
+def test_a_reward_of_ones_own_is_an_input(config, tmp_path, monkeypatch):
+    Path("mine.py").write_text("def good(task, text):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config.tasks.reward = {"mine.good": 1.0, "exact": 1.0}
+    manifest.begin(config, "cold")
+    manifest.amend(Path("run"), weights={})
+    Path("mine.py").write_text("def good(task, text):\n    return 0.0\n")
+    assert manifest.changes(config) == [f"code of mine.good: {tmp_path / 'mine.py'} is not what it was"]
+
+
+def test_an_option_that_a_newer_version_has_is_no_change(config):
+    manifest.begin(config, "cold")
+    made = manifest.read(Path("run"))
+    del made["recipe"]["eval.every"]
+    (Path("run") / manifest.FILE).write_text(json.dumps(made | {"weights": {}}))
+    assert manifest.changes(config) == []
+    config.eval = EvalConfig(every=5)
+    assert manifest.changes(config) == ["eval.every was 0, is 5"]
+
+
+def test_a_damaged_manifest_is_told(tmp_path):
+    (tmp_path / manifest.FILE).write_text("{}")
+    with pytest.raises(StorageError, match="does not say its state"):
+        manifest.read(tmp_path)
+
+
+def test_a_folder_is_its_names_and_contents(tmp_path):
+    for name, content in (("a", "1"), ("b", "2")):
+        (tmp_path / name).write_text(content)
+    before = manifest.entry(tmp_path)
+    assert manifest.same(str(tmp_path), before)
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert not manifest.same(str(tmp_path), before)
+
+
+def test_weights_in_memory_and_in_a_directory_have_one_digest(tmp_path):
+    """Whatever the order, and in one file or in several; another name, shape, type or value is another model."""
+    import torch
+    from safetensors.torch import save_file
+
+    from rlreason.weights import digest
+
+    tensors = {"b": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "a": torch.ones(4), "c": torch.tensor(2.0)}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    save_file(tensors, tmp_path / "one" / "model.safetensors")
+    save_file({"b": tensors["b"]}, tmp_path / "two" / "model-1.safetensors")
+    save_file({"a": tensors["a"], "c": tensors["c"]}, tmp_path / "two" / "model-2.safetensors")
+    same = {digest(tensors.items()), manifest.weights_of(tmp_path / "one"), manifest.weights_of(tmp_path / "two")}
+    assert len(same) == 1
+    others = [tensors | {"a": torch.ones(4) * 2}, tensors | {"a": torch.ones(2, 2)}, tensors | {"a": torch.ones(4).double()},
+              {"x": tensors["a"], "b": tensors["b"], "c": tensors["c"]}]  # fmt: skip
+    assert len(same | {digest(other.items()) for other in others}) == 5
+    assert manifest.weights_of(tmp_path) is None

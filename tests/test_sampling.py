@@ -1,0 +1,127 @@
+"""Rejection sampling: which answers are kept, and that a stage which is cut off goes on where it was."""
+
+import asyncio
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from rlreason import tasks as sources
+from rlreason.config import Config, EvalConfig, LoopConfig, RolloutConfig, SampleConfig, TasksConfig
+from rlreason.loop import train
+from rlreason.sampling import Harvest, Steady, chosen, demonstrations, refused, written
+from rlreason.types import Group, Sample, Task
+
+
+def answer(text: str, right: float | None, length: int = 3, truncated: bool = False, **parts: float | None) -> Sample:
+    all_parts = {"exact": right, **parts}
+    reward = None if None in all_parts.values() else sum(all_parts.values())
+    mask = np.ones(length, np.bool_)
+    return Sample(np.zeros(length, np.int32), mask, np.zeros(length, np.float32), text, 0, truncated, reward, all_parts)
+
+
+def config(tmp_path=None, **sample) -> Config:
+    return Config(
+        model="m", out=str(tmp_path), kind="sample", sample=SampleConfig(**sample), seed=3,
+        tasks=TasksConfig(generate="sort", reward={"exact": 1.0, "form": 0.5}), eval=EvalConfig(), rollout=RolloutConfig(),
+        loop=LoopConfig(groups=4, samples=2),
+    )  # fmt: skip
+
+
+ROW = written(
+    Group(Task("t", "p", "a", domain="d"), [
+        answer("long", 1, 9, form=1.0),      # 0
+        answer("wrong", 0, 2, form=1.0),     # 1
+        answer("short", 1, 2, form=0.0),     # 2
+        answer("cut", 1, 4, True, form=1.0), # 3
+        answer("dark", None, form=1.0),      # 4
+        answer("long", 1, 9, form=1.0),      # 5: the text of 0 again
+        answer("middle", 1, 5, form=1.0),    # 6
+    ]),
+    "exact",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, [0, 6, 2]),  # right, by reward, then as they came
+        ({"by": "shortest"}, [2, 6, 0]),
+        ({"by": "first"}, [0, 2, 6]),
+        ({"best": 1}, [0]),
+        ({"best": 2, "by": "shortest"}, [2, 6]),
+        ({"least": {"form": 1}}, [0, 6]),
+        ({"keep": "all"}, [0, 6, 1, 2]),
+        ({"keep": "all", "least": {"form": 2}}, []),
+        ({"least": {"unheard": 1}}, [0, 6, 2]),  # a task with rewards of its own need not have it
+    ],
+)
+def test_which_answers_are_kept(options, kept):
+    assert chosen(ROW, config(**options)) == kept
+
+
+def test_every_answer_that_is_not_kept_has_a_reason():
+    told = [refused(ROW, sample, config(least={"form": 1})) for sample in ROW["samples"]]
+    assert told == ["", "exact", "form", "truncated", "unjudged", "", ""]
+
+
+def test_a_demonstration_is_a_task_and_names_its_parents(tmp_path):
+    rows = [*demonstrations([ROW], config(best=1), "abc")]
+    assert rows == [
+        {"id": "t#0", "prompt": "p", "answer": "a", "response": "long", "domain": "d",
+         "parents": {"task": "t", "sample": 0, "model": "abc"}, "scores": {"exact": 1, "form": 1.0}},
+    ]  # fmt: skip
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sources.load(str(path), TasksConfig(path=str(path))) == [Task("t#0", "p", "a", "long", domain="d")]
+
+
+def test_the_cap_per_task_counts_all_its_epochs():
+    again = ROW | {"task": "t@1"}
+    other = ROW | {"task": "u"}
+    assert [row["id"] for row in demonstrations([ROW, again, other], config(best=2), None)] == ["t#0", "t#6", "u#0", "u#6"]
+    assert [row["id"] for row in demonstrations([ROW, again], config(best=4), None)] == ["t#0", "t#6", "t#2", "t@1#0"]
+
+
+class Echo:
+    """A rollout that answers with the task's own answer, at once or, for some, late."""
+
+    async def sample(self, task, n):
+        await asyncio.sleep(int(task.id[-1]) / 1000)
+        return Group(task, [answer(f"{task.answer} {i}", 1.0, form=1.0) for i in range(n)])
+
+    async def load(self, weights, version):
+        raise AssertionError("a rollout that samples keeps its weights")
+
+
+def harvested(tmp_path, stop_after: int | None = None, wanted: int = 10) -> Harvest:
+    """Ask the first `wanted` tasks, four at a time, until done or until so many steps are written."""
+    chosen = config(tmp_path)
+    harvest = Harvest(chosen)
+    loop = LoopConfig(groups=4, samples=2, steps=3, save_every=1)
+    left = islice(sources.Tasks(chosen).stream(harvest.cursor), wanted - harvest.cursor)
+    stop = (lambda: harvest.version >= stop_after) if stop_after else (lambda: False)
+    asyncio.run(train(loop, left, Steady(Echo(), harvest.version), harvest, cursor=harvest.cursor, stop=stop))
+    return harvest
+
+
+def test_a_harvest_that_is_cut_off_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
+    whole = [*harvested(tmp_path / "whole").written()]
+    assert len(whole) == 10  # four, four and the rest
+    assert [*harvested(tmp_path / "cut", stop_after=1).written()] == whole[:4]
+    (tmp_path / "cut" / "answers" / ".000002.json.partial").write_text("half")  # a crash while writing
+    rest = harvested(tmp_path / "cut")
+    assert [*rest.written()] == whole
+    assert (rest.version, rest.cursor) == (3, 10)
+
+
+def test_a_sample_tells_how_many_steps_it_waited(tmp_path):
+    """With max_lag 1 the second step's tasks are asked while the first is written."""
+    chosen = config(tmp_path)
+    lags = []
+    loop = LoopConfig(groups=2, samples=1, steps=3, save_every=1, max_lag=1)
+    stream = islice(sources.Tasks(chosen).stream(), 6)
+    asyncio.run(train(loop, stream, Steady(Echo(), 0), Harvest(chosen), log=lambda s, g, m: lags.append(m["lag"])))
+    assert lags[:2] == [0, 1]
+    assert max(lags) == 1
