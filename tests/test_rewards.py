@@ -84,6 +84,8 @@ def anything(task, text, **options):
         ("soft_overlong", {"bufer": 5}, "did you mean buffer?"), ("soft_overlong", {"buffer": "x"}, "is not of the type int"),
         ("test_rewards.asked", {"model": "m", "seconds": 2, "names": [1], "timeout": 9}, ""),
         ("test_rewards.asked", {}, "test_rewards.asked has to be told its model"),
+        ("test_rewards.asked", {"model": "m", "length": 3}, "length: is a fact about each answer"),
+        ("judge", {"url": ["http://h"], "model": "m"}, "url: ['http://h'] is not of the type str"),
         ("test_rewards.asked", {"model": "m", "second": 2}, "did you mean seconds?"),
         ("test_rewards.anything", {"whatever": [1]}, ""), ("test_rewards.anything", {"truncated": True}, "is a fact"),
         ("test_rewards.NOTHING", {}, "NOTHING"),
@@ -101,9 +103,10 @@ NOTHING = 7
 def test_every_built_in_reward_goes_by_its_name():
     assert set(REWARDS) == {
         "exact", "numeric", "math", "choice", "code", "gym", "judge", "format", "language", "cosine", "soft_overlong",
-        "repetition",
+        "repetition", "readable", "helpful", "harmless", "scorer",
     }  # fmt: skip
-    assert {name for name in REWARDS if wrong_options(name, {})} == {"judge"}, "which has to be told whom to ask"
+    wanting = {name for name in REWARDS if wrong_options(name, {})}
+    assert wanting == {"judge", "helpful", "harmless", "scorer"}, "which have to be told whom to ask"
 
 
 def test_a_module_that_breaks_on_import_is_told(tmp_path, monkeypatch):

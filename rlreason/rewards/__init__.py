@@ -7,12 +7,27 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from rlreason import named
-from rlreason.rewards import answer, choice, code, form, gym, judge, language, length, maths, repetition
+from rlreason.rewards import (
+    answer,
+    choice,
+    code,
+    form,
+    gym,
+    judge,
+    language,
+    length,
+    maths,
+    preference,
+    readable,
+    repetition,
+    scorer,
+)
 
 Reward = Callable[..., float | Awaitable[float | None] | None]  # of (task, text, *, facts and options)
 BUILT_IN: tuple[Reward, ...] = (
     answer.exact, answer.numeric, maths.math, choice.choice, code.code, gym.gym, judge.judge,
-    form.format, language.language, length.cosine, length.soft_overlong, repetition.repetition,
+    preference.helpful, preference.harmless, scorer.scorer,
+    form.format, language.language, readable.readable, length.cosine, length.soft_overlong, repetition.repetition,
 )  # fmt: skip
 REWARDS: dict[str, Reward] = {f.__name__: f for f in BUILT_IN}
 FACTS = ("length", "limit", "truncated")  # answer tokens, rollout.max_tokens, was it cut off there: handed in if asked for
@@ -50,6 +65,8 @@ def wrong_options(name: str, options: Any) -> str:
     required = [p for p in parameters if p not in FACTS and parameters[p].default is inspect.Parameter.empty]
     if missing := [p for p in required if p not in options]:
         return f"{name} has to be told its {' and '.join(missing)}"
+    if wrong := [p for p in required if parameters[p].annotation in (str, "str") and not isinstance(options[p], str)]:
+        return f"{wrong[0]}: {options[wrong[0]]!r:.80} is not of the type str"
     timeout = options.get("timeout", 1)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         return f"timeout: {timeout!r} is not a number of seconds above 0"
