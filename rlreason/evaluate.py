@@ -236,10 +236,9 @@ def regressions(before: Evaluation, after: Evaluation) -> list[Regression]:
 
 
 def table(result: Evaluation) -> list[tuple[str, ...]]:
-    """For people: a line of headings, one of the whole, and one per domain; a column per score."""
-    lines = {ALL: result.scores} | result.domains
-    cells = ((domain, *(_cell(scores.get(name)) for name in result.scores)) for domain, scores in lines.items())
-    return [("domain", *result.scores), *cells]
+    """For people: a line of headings and one per score; a column of the whole, and one per domain."""
+    columns = {ALL: result.scores} | result.domains
+    return [("", *columns), *((name, *(_cell(scores.get(name)) for scores in columns.values())) for name in result.scores)]
 
 
 def _cell(score: Score | None) -> str:

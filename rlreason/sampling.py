@@ -180,6 +180,20 @@ def chosen(row: Answered, config: Config) -> list[int]:
     return best[: config.sample.best] if config.sample.best else best
 
 
+def reasons(row: Answered, config: Config) -> list[str]:
+    """Why each answer to a task is left out, "" for those that are kept."""
+    kept, texts = chosen(row, config), set[str]()
+    told = []
+    for i, sample in enumerate(row["samples"]):
+        why = refused(row, sample, config)
+        if not why and i not in kept:
+            said = sample["text"] in texts or any(row["samples"][k]["text"] == sample["text"] for k in kept)
+            why = "the same text again" if said else "beyond the best"
+        texts |= {sample["text"]} if not why or why == "beyond the best" else set()
+        told.append(why)
+    return told
+
+
 def demonstrations(rows: Iterable[Answered], config: Config, source: str | None) -> Iterator[dict[str, Any]]:
     """The kept answers as tasks that a later stage imitates, each with the ids of what it came from.
 
@@ -215,10 +229,10 @@ def _finish(config: Config, harvest: Harvest, result: evaluate.Evaluation, sourc
     if config.kind == "eval":
         return summary | {"told": f"{len(result.tasks)} tasks, {config.eval.samples} answers each" + _unjudged(result)}
     checkpoint.write_lines(out / "samples.jsonl", demonstrations(harvest.written(), config, source))
-    why = Counter(refused(row, sample, config) or "kept" for row in harvest.written() for sample in row["samples"])
-    kept = sum(1 for _ in (out / "samples.jsonl").open("rb"))
-    asked = sum(why.values())
-    left_out = {"too many": why.pop("kept", 0) - kept} | why
+    why = Counter(reason for row in harvest.written() for reason in reasons(row, config))
+    asked, kept = sum(why.values()), sum(1 for _ in (out / "samples.jsonl").open("rb"))
+    left_out = dict(why.most_common()) | {"beyond the best": why["beyond the best"] + why.pop("") - kept}  # of later epochs
+    left_out.pop("", None)
     told = ", ".join(f"{number} {name}" for name, number in left_out.items() if number)
     return summary | {
         "samples": kept,

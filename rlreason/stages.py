@@ -32,14 +32,13 @@ def run(config: Config, name: str, began: float | None = None, root: Path | None
     that this is a stage of.
     """
     out, begin = Path(config.out), time.time()
-    done = manifest.read(out)
-    tasks = None if done and done["state"] == "done" else inputs(config)
+    tasks = None if (done := _done(out)) else inputs(config)
     with claimed(out):
         if changed := manifest.changes(config, root):
             more = [f"… and {len(changed) - 8} more"] if len(changed) > 8 else []
             raise RecipeError([f"out: {out} holds a run of another recipe:", *(f"    {one}" for one in [*changed[:8], *more]),
                                "    give this one its own out=…, or say --fresh"])  # fmt: skip
-        if tasks is None:
+        if done:
             return read_summary(out)
         checkpoint.write_atomic(out / "recipe.yaml", to_yaml(config))
         manifest.begin(config, name, root)
@@ -53,6 +52,11 @@ def run(config: Config, name: str, began: float | None = None, root: Path | None
         manifest.finish(config, time.time() - begin)
         sampling.clear(out)
         return summary
+
+
+def _done(out: Path) -> bool:
+    made = manifest.read(out)
+    return made is not None and made["state"] == "done"
 
 
 def read_summary(out: Path) -> Summary:

@@ -69,6 +69,9 @@ def _stage(name: str, out: Path, options: dict[str, Any], takes: list[str], root
     summary = (
         checkpoint.read_json(out / "summary.json") if state in ("done", "stale") and (out / "summary.json").exists() else {}
     )
+    if made and made.get("code") != manifest.code():
+        version, sha256 = (made.get("code") or {"version": "?", "sha256": "?"}).values()
+        note = "; ".join(filter(None, [note, f"made by other code: rlreason {version} ({sha256[:8]})"]))
     if worse := summary.get("regressions"):
         note = "; ".join(filter(None, [note, *(f"worse: {one}" for one in worse)]))
     seconds = made.get("seconds") if state != "running" else time.time() - made.get("began", time.time())

@@ -10,7 +10,7 @@ import pytest
 from rlreason import tasks as sources
 from rlreason.config import Config, EvalConfig, LoopConfig, RolloutConfig, SampleConfig, TasksConfig
 from rlreason.loop import train
-from rlreason.sampling import Harvest, Steady, chosen, demonstrations, refused, written
+from rlreason.sampling import Harvest, Steady, chosen, demonstrations, reasons, refused, written
 from rlreason.types import Group, Sample, Task
 
 
@@ -64,6 +64,15 @@ def test_which_answers_are_kept(options, kept):
 def test_every_answer_that_is_not_kept_has_a_reason():
     told = [refused(ROW, sample, config(least={"form": 1})) for sample in ROW["samples"]]
     assert told == ["", "exact", "form", "truncated", "unjudged", "", ""]
+
+
+def test_what_is_left_out_is_told_by_reason():
+    assert reasons(ROW, config(least={"form": 1}, best=1)) == [
+        "", "exact", "form", "truncated", "unjudged", "the same text again", "beyond the best",
+    ]  # fmt: skip
+    assert reasons(ROW, config(best=1, by="shortest")) == [
+        "beyond the best", "exact", "", "truncated", "unjudged", "the same text again", "beyond the best",
+    ]  # fmt: skip
 
 
 def test_a_demonstration_is_a_task_and_names_its_parents(tmp_path):
