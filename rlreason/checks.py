@@ -85,7 +85,8 @@ def _model(config: Config) -> Iterator[tuple[str, str]]:
 
 def _tasks(config: Config) -> Iterator[tuple[str, str]]:
     tasks = config.tasks
-    if [bool(tasks.path), bool(tasks.generate), bool(tasks.mixture)].count(True) != 1:
+    sources = [bool(tasks.path), bool(tasks.generate), bool(tasks.mixture)].count(True)
+    if sources != 1 and not (config.kind == "eval" and config.eval.path and not sources):
         yield "tasks.path", "say where the tasks come from: tasks.path, tasks.generate or tasks.mixture, and only one of them"
     if (tasks.solved or tasks.curriculum != "none") and config.algorithm.answers == "recorded":
         yield "tasks.solved", "and tasks.curriculum go by what the policy answers, and the answers are recorded"

@@ -169,7 +169,17 @@ def to_yaml(config: Config) -> str:
 def arithmetic(config: Config) -> list[tuple[str, str]]:
     """What a step consists of, worked out: rows of a table (name, value)."""
     loop, learner, rollout = config.loop, config.learner, config.rollout
-    samples = loop.groups * loop.samples
+    if config.kind == "export":
+        return [("model", str(config.model))]
+    each = config.eval.samples if config.kind == "eval" else loop.samples
+    samples = loop.groups * each
+    if config.kind != "train":
+        asked = config.eval.tasks if config.kind == "eval" else config.sample.tasks
+        return [
+            ("tasks", f"{asked or 'every row once'}"),
+            ("answers a step", f"{loop.groups} tasks × {each} = {samples}"),
+            ("answer tokens a step", f"at most {samples} × {rollout.max_tokens} = {samples * rollout.max_tokens}"),
+        ]
     longest = config.tasks.max_prompt + rollout.max_tokens
     rows = [
         ("prompts a step", f"{loop.groups}"),

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlreason.evaluate import Score
 from rlreason.exams import score_model as examine
 from rlreason.exams import write_samples
 from rlreason.rewards.code import sandbox
-from rlreason.tasks import Tasks
+from rlreason.tasks import Tasks, load
 
 Summary = dict[str, Any]
 KINDS = {"train": training.run, "sample": sampling.run, "eval": sampling.run, "export": export.run}
@@ -72,9 +73,9 @@ def inputs(config: Config, later: Collection[str] = ()) -> Tasks | None:
     """
     problems: list[str] = []
     tasks = None
-    if config.kind != "export" and not any(key.startswith(("tasks.", "eval.")) for key in later):
+    if config.kind != "export":
         try:
-            tasks = Tasks(config)
+            tasks = _tasks(config, later)
         except RecipeError as error:
             problems += error.problems
     try:
@@ -95,6 +96,28 @@ def inputs(config: Config, later: Collection[str] = ()) -> Tasks | None:
     if problems:
         raise RecipeError(problems)
     return tasks
+
+
+def _tasks(config: Config, later: Collection[str]) -> Tasks | None:
+    """The tasks; of those that are still to be made, in part or whole, the rest is looked at, and `None` returned."""
+    if not any(key.startswith(("tasks.", "eval.")) for key in later):
+        return Tasks(config)
+    left = {name: source for name, source in config.tasks.mixture.items() if f"tasks.mixture.{name}.path" not in later}
+    known = replace(config.tasks, mixture=left, path="" if "tasks.path" in later else config.tasks.path)
+    problems: list[str] = []
+    if left or known.path or known.generate:
+        try:
+            Tasks(replace(config, tasks=known, eval=replace(config.eval, tasks=0)))
+        except RecipeError as error:
+            problems += error.problems
+    if config.eval.path and "eval.path" not in later:
+        try:
+            load(config.eval.path, config.tasks)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    return None
 
 
 def _refused(config: Config, tasks: Tasks) -> list[str]:

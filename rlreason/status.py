@@ -108,10 +108,14 @@ def _score(out: Path, summary: dict[str, Any]) -> str:
 def show(out: Path, console: Console | None = None) -> None:
     """Print the graph as a table."""
     table = Table(title=str(out), title_justify="left")
-    for column in ("stage", "kind", "takes", "state", "time", "steps", "score", ""):
+    for column in ("stage", "kind", "takes", "state", "time", "steps", "score"):
         table.add_column(column, overflow="fold")
-    for stage in stages(out):
+    found = stages(out)
+    for stage in found:
         seconds = duration(stage.seconds) if stage.seconds is not None else ""
         state = Text(stage.state, style=COLOURS.get(stage.state, ""))
-        table.add_row(stage.name, stage.kind, ", ".join(stage.takes), state, seconds, stage.steps, stage.score, stage.note)
-    (console or Console(highlight=False)).print(table)
+        table.add_row(stage.name, stage.kind, ", ".join(stage.takes), state, seconds, stage.steps, stage.score)
+    console = console or Console(highlight=False)
+    console.print(table)
+    for note in dict.fromkeys(stage.note for stage in found if stage.note):
+        console.print(Text(f"{', '.join(stage.name for stage in found if stage.note == note)}: {note}"), soft_wrap=True)

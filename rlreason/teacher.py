@@ -144,6 +144,7 @@ class Teacher:
             "messages": [message | {"content": readable(message["content"])} for message in messages],
             "temperature": rollout.temperature,
             "max_tokens": rollout.max_tokens,
+            "top_p": rollout.top_p if rollout.top_p < 1 else None,
             "stop": rollout.stop or None,  # an empty list is refused by some
             "seed": seed,
         }

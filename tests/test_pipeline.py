@@ -34,9 +34,7 @@ def test_a_stage_is_its_recipe_then_the_pipeline_then_its_own_then_the_command_l
 
 
 def test_a_base_that_is_made_is_made_once_for_all(pipe):
-    made = pipeline.load(
-        pipe("  a: {recipe: stage.yaml, set: [model=$base]}\n", "base: {from_config: {model_type: qwen2}}\n")
-    )
+    made = pipeline.load(pipe("  a: {recipe: stage.yaml, set: [model=$base]}\n", "base: {from_config: {model_type: qwen2}}\n"))
     assert made.stages["a"].model == "runs/p/base"
     assert made.base == {"from_config": {"model_type": "qwen2"}}
 
@@ -50,15 +48,23 @@ def test_a_base_that_is_made_is_made_once_for_all(pipe):
         ("  loop: {recipe: stage.yaml, set: [model=$base]}\n", "", "no option's name"),
         ("  base: {recipe: stage.yaml, set: [model=x/y]}\n", "", "no option's name"),
         ("  a/b: {recipe: stage.yaml, set: [model=$base]}\n", "", "a word of letters"),
-        ("  a: {recipe: stage.yaml, set: [model=$base, tasks.path=$b/samples.jsonl]}\n"
-         "  b: {recipe: stage.yaml, set: [model=$base]}\n", "",
-         "tasks.path: $b/samples.jsonl: a stage of kind train does not make that; it makes $b/weights/last, $b/weights/best"),
-        ("  a: {recipe: stage.yaml, set: [model=$b]}\n"
-         "  b: {recipe: stage.yaml, set: [model=$base, kind=sample]}\n", "",
-         "model: $b: a stage of kind sample does not make that; it makes $b/samples.jsonl"),
-        ("  a: {recipe: stage.yaml, set: [model=$b]}\n  b: {recipe: stage.yaml, set: [model=$c]}\n"
-         "  c: {recipe: stage.yaml, set: [model=$a]}\n", "",
-         "pipe.yaml:5: stages.a: the stages wait for each other: a -> b -> c -> a"),
+        (
+            "  a: {recipe: stage.yaml, set: [model=$base, tasks.path=$b/samples.jsonl]}\n"
+            "  b: {recipe: stage.yaml, set: [model=$base]}\n",
+            "",
+            "tasks.path: $b/samples.jsonl: a stage of kind train does not make that; it makes $b/weights/last, $b/weights/best",
+        ),
+        (
+            "  a: {recipe: stage.yaml, set: [model=$b]}\n  b: {recipe: stage.yaml, set: [model=$base, kind=sample]}\n",
+            "",
+            "model: $b: a stage of kind sample does not make that; it makes $b/samples.jsonl",
+        ),
+        (
+            "  a: {recipe: stage.yaml, set: [model=$b]}\n  b: {recipe: stage.yaml, set: [model=$c]}\n"
+            "  c: {recipe: stage.yaml, set: [model=$a]}\n",
+            "",
+            "pipe.yaml:5: stages.a: the stages wait for each other: a -> b -> c -> a",
+        ),
         ("  a: {recipe: stage.yaml, set: [modle=x]}\n", "", "modle: there is no such option; did you mean model?"),
         ("  a: {recip: stage.yaml}\n", "", "pipe.yaml:5: stages.a: expected recipe: FILE"),
         ("  a: {recipe: stage.yaml, set: model=x}\n", "", "stages.a: expected recipe: FILE"),
@@ -131,6 +137,30 @@ def test_every_input_that_exists_is_looked_at_before_anything_starts(pipe):
         "stages.b: bad.jsonl:1: has neither answer nor response nor info",
         "stages.c: model: ./nowhere is no directory here, and no name of the form owner/model",
     ]
+
+
+def test_of_a_mixture_that_is_partly_still_to_be_made_the_rest_is_looked_at(pipe):
+    Path("t.jsonl").write_text(json.dumps({"prompt": "p", "answer": "a"}) + "\n")
+    made = pipeline.load(
+        pipe("  a: {recipe: stage.yaml, set: [model=$base, kind=sample]}\n"
+             "  b: {recipe: stage.yaml, set: [model=$base, tasks.path=, tasks.mixture.x.path=$a/samples.jsonl, "
+             "tasks.mixture.y.path=none.jsonl, eval.path=held.jsonl]}\n", "base: {from_config: {model_type: qwen2}}\n")
+    )  # fmt: skip
+    with pytest.raises(RecipeError) as caught:
+        pipeline.check(made, redo=False)
+    assert caught.value.problems == [
+        "stages.b: tasks.mixture.y.path: none.jsonl: there is no such file",
+        "stages.b: held.jsonl: there is no such file",
+    ]
+
+
+def test_an_examination_needs_no_tasks_to_train_on(pipe):
+    Path("held.jsonl").write_text(json.dumps({"prompt": "p", "answer": "a"}) + "\n")
+    set_ = "kind=eval, tasks.path=, eval.path=held.jsonl, eval.tasks=5"
+    made = pipeline.load(
+        pipe(f"  a: {{recipe: stage.yaml, set: [model=$base, {set_}]}}\n", "base: {from_config: {model_type: qwen2}}\n")
+    )
+    pipeline.check(made, redo=False)
 
 
 # ---- what a changed recipe makes stale ----

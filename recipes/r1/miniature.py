@@ -14,7 +14,7 @@ LETTERS = str.maketrans("0123456789", "abcdefghij")  # the other alphabet: 47 is
 NICE, RUDE = "hi", "go"
 
 
-def sums(number: int, digits: int = 2, careless: float = 0.6, mixed: float = 0.5) -> Task:
+def sums(number: int, digits: int = 2, careless: float = 0.7, mixed: float = 0.5) -> Task:
     """Add two numbers, thinking aloud from the last digit on:
 
         47+85= -> <think>7+5=12 4+8+1=13 </think><answer>132</answer>
@@ -40,7 +40,7 @@ def sums(number: int, digits: int = 2, careless: float = 0.6, mixed: float = 0.5
     return Task(f"sum-{number}", f"{a}+{b}=", str(a + b), response, domain="sums")
 
 
-def greetings(number: int, rude: float = 0.3, curt: float = 0.5) -> Task:
+def greetings(number: int, rude: float = 0.3, curt: float = 0.6) -> Task:
     """Greet somebody; there is no right answer, only better ones:
 
         tom: -> <think>say hi tom </think><answer>hi tom</answer>

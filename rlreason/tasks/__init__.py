@@ -38,7 +38,7 @@ class Tasks:
         except RecipeError as error:
             problems += error.problems
         self.schedule: Callable[[int], tuple[int, int]] = lambda position: (0, position)
-        named = {"": chosen}
+        named = {"": chosen} if chosen.path or chosen.generate else {}  # none: there are only held-out tasks
         if chosen.mixture:
             named, weights = mixture.sources(chosen)
             self.schedule = mixture.Schedule(weights)

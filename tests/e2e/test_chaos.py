@@ -144,3 +144,19 @@ def test_a_signal_stops_between_two_steps_and_status_says_so(tmp_path):
         process.kill()
     assert process.returncode == 75, text
     assert [stage.state for stage in status.stages(out)[:2]] == ["stopped", "waiting"]
+
+
+def test_a_stage_that_made_the_model_worse_stops_the_pipeline_if_the_recipe_says_so(whole, tmp_path):
+    """On a copy in which the alignment is said to have cost something; what is done stays done."""
+    out = tmp_path / "copy"
+    shutil.copytree(whole.out, out, symlinks=True)
+    summary = out / "align" / "summary.json"
+    told = json.loads(summary.read_text()) | {"regressions": ["sums: 0.900 -> 0.700"]}
+    summary.write_text(json.dumps(told))
+    stopped = rlreason("train", RECIPE, f"out={out}", *SMALL, "align.eval.gate=stop", out=out)
+    assert stopped.code == 6, stopped.text
+    assert "stage align made the model worse" in stopped.text
+    assert "sums: 0.900 -> 0.700" in stopped.text
+    on = rlreason("train", RECIPE, f"out={out}", *SMALL, "align.eval.gate=report", out=out)
+    assert on.code == 0, on.text
+    assert "starting" not in on.text
