@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
 
 # Each command of the README, and the test that runs it. A command that is not here fails the test below.
 RUN_BY = {
@@ -21,13 +22,15 @@ RUN_BY = {
     "rlreason config": "e2e/test_runs.py",
     "rlreason eval": "e2e/test_runs.py",
     "rlreason report": "e2e/test_runs.py",
+    "rlreason status": "e2e/test_chaos.py",
     "pip install": "e2e/test_install.py",
 }
 
 
 def commands() -> list[str]:
-    fenced = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-    inline = re.findall(r"`((?:make|rlreason|pip)\s[^`]+)`", README)
+    blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+    fenced = [line for block in blocks for line in block.splitlines()]
+    inline = [command for page in PAGES for command in re.findall(r"`((?:make|rlreason|pip)\s[^`]+)`", page)]
     return [re.sub(r"\s+", " ", line.split("#")[0]).strip() for line in [*fenced, *inline] if line.strip()]
 
 
@@ -36,7 +39,7 @@ def test_every_command_is_run_by_a_test():
     assert len(found) >= 12
     for line in found:
         start = " ".join(line.split()[:2])
-        assert start in RUN_BY, f"`{line}` in README.md is run by no test"
+        assert start in RUN_BY, f"`{line}` is run by no test"
         words = start.split()
         text = (ROOT / "tests" / RUN_BY[start]).read_text()
         assert f'"{words[1]}"' in text or f"{start}\n" in text, f"{RUN_BY[start]} was to run `{line}`"

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from rlreason import tasks as sources
+from rlreason.cli import main
 from rlreason.config import Config, EvalConfig, LoopConfig, RolloutConfig, SampleConfig, TasksConfig
 from rlreason.loop import train
 from rlreason.sampling import Harvest, Steady, chosen, demonstrations, reasons, refused, written
@@ -134,3 +138,56 @@ def test_a_sample_tells_how_many_steps_it_waited(tmp_path):
     asyncio.run(train(loop, stream, Steady(Echo(), 0), Harvest(chosen), log=lambda s, g, m: lags.append(m["lag"])))
     assert lags[:2] == [0, 1]
     assert max(lags) == 1
+
+
+# ---- a teacher behind an endpoint, from the command line ----
+
+
+class Chat(BaseHTTPRequestHandler):
+    """Answers "say 7" with the last digit asked for, right three times in four, after some thought."""
+
+    asked: ClassVar[list[dict]] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(body)
+        right = body["seed"] % 4 > 0
+        text = body["messages"][-1]["content"].split()[-1] if right else "nothing"
+        message = {"role": "assistant", "reasoning_content": f"they want {body['seed']}", "content": text}
+        reply = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"completion_tokens": 5}}
+        raw = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_teacher_writes_what_a_student_then_imitates(tmp_path, monkeypatch, capsys):
+    """`rlreason train` with `sample.teacher`: no engine, no model; ten prompts, four answers each, the right ones kept."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Chat)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    rows = [{"prompt": f"say {i}", "answer": str(i)} for i in range(10)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "teach.yaml").write_text(
+        "kind: sample\nloop: {groups: 4, samples: 4}\nsample: {best: 2}\nrollout: {max_tokens: 64}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "teach.yaml", "tasks.path=t.jsonl", "out=run", "sample.teacher.model=big",
+                 f"sample.teacher.url=http://127.0.0.1:{server.server_port}/v1"]  # fmt: skip
+    try:
+        assert main(arguments) == 0
+        assert len(Chat.asked) == 40
+        assert main(arguments) == 0  # what is done is not asked again
+        assert len(Chat.asked) == 40
+    finally:
+        server.shutdown()
+    made = sources.load("run/samples.jsonl", TasksConfig(path="run/samples.jsonl"))
+    assert len(made) == 20
+    assert all(task.response.startswith("<think>\nthey want ") and task.response.endswith(task.answer) for task in made)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["samples"] == 20
+    assert summary["left_out"]["exact"] == sum(body["seed"] % 4 == 0 for body in Chat.asked)
+    assert "kept 20 of 40 answers" in capsys.readouterr().out
