@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlreason.forward import logits
+
 FILE = "reference.safetensors"
 
 
@@ -25,10 +27,8 @@ class Frozen:
         if sharded:
             self.model, *_ = deepspeed.initialize(model=model, config=deepspeed_config)
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits [N, T, V] of tokens [N, T]."""
-        logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
-        return logits
+    def __call__(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        return logits(self.model, tokens, positions)
 
     @torch.no_grad()
     def become(self, policy: nn.Module) -> None:

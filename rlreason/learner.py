@@ -6,8 +6,9 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,13 @@ from rlreason.algorithms import FILTERS, objective
 from rlreason.algorithms.columns import columns, cut
 from rlreason.algorithms.mismatch import summary
 from rlreason.config import Config
+from rlreason.forward import Model, Read, logits, packable, read, token_logprobs
 from rlreason.frozen import Frozen
+from rlreason.packing import fits_packed, fits_padded
 from rlreason.types import Batch, Group, Metrics, Sample, micro_batches
-from rlreason.weights import Handle, Publisher
+from rlreason.weights import Handle, Publisher, digest
 
 CANARY = 16  # tokens of the prompt on which learner and engines are compared after every sync
-
-
-def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each token given those before it; 0 for the first. [N, T, V], [N, T] -> [N, T], float32."""
-    scaled = logits[:, :-1].float() / temperature
-    logp = -torch.nn.functional.cross_entropy(scaled.transpose(1, 2), tokens[:, 1:], reduction="none")
-    return torch.nn.functional.pad(logp, (1, 0))
-
-
-def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy, in nats, of the distribution each token was drawn from; 0 for the first. [N, T, V] -> [N, T], float32."""
-    logp = torch.log_softmax(logits[:, :-1].float() / temperature, -1)
-    return torch.nn.functional.pad(-(logp.exp() * logp).sum(-1), (1, 0))
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -84,7 +74,7 @@ class Learner:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.gpu else "gloo", verbose=False)
         dtype = torch.bfloat16 if self.gpu else torch.float32
-        # The kernel that needs no attention mask: samples are padded on the right, and attention is causal.
+        # The kernel that needs no attention mask where a row is a sample: it is padded on the right, and attention is causal.
         options = {"dtype": dtype, "attn_implementation": "sdpa"}
         about = without_dropout(AutoConfig.from_pretrained(model))
         if made:
@@ -118,6 +108,12 @@ class Learner:
         vocabulary = policy.config.get_text_config().vocab_size
         self.canary: list[int] = torch.randint(vocabulary, (CANARY,), generator=generator).tolist()
         self.moved = False  # has it been seen that every parameter moves?
+        self.tolerance = 0.1 if self.gpu else 1e-3  # of log-probabilities where nothing differs but how they are computed
+        self.hidden: int | None = policy.config.get_text_config().hidden_size if config.learner.packing else None
+        if self.hidden:
+            self._assert_packable(self._logits, policy.config)
+            if self.reference and reference is not None:
+                self._assert_packable(self.reference, reference.config)
 
     def step(self, groups: list[Group]) -> Metrics:
         """Learn from every judged sample of `groups`, in `learner.updates` optimizer steps over a part of them each.
@@ -145,21 +141,20 @@ class Learner:
 
     def _update(self, samples: list[Sample], own: dict[str, list[Any]]) -> Metrics:
         """One optimizer step. `own`: columns of the batch, one entry per sample."""
-        algorithm, learner = self.config.algorithm, self.config.learner
+        algorithm = self.config.algorithm
         here = self._proximal() == "learner" and "old" not in own
 
-        plan = micro_batches([len(s.tokens) for s in samples], self.world, learner.tokens)[self.rank]
+        plan = self._plan(samples)
         sums: dict[str, Tensor] = {}
         for i, rows in enumerate(plan):
             self.engine.set_gradient_accumulation_boundary(i == len(plan) - 1)
-            micro = self._batch([samples[r] for r in rows], {name: [column[r] for r in rows] for name, column in own.items()})
-            logits = self._logits(micro.tokens)
-            logp = token_logprobs(logits, micro.tokens, self.config.rollout.temperature)
-            entropy = token_entropy(logits, self.config.rollout.temperature) if algorithm.entropy else None
+            chosen = [samples[r] for r in rows]
+            micro = self._batch(chosen, {name: [column[r] for r in rows] for name, column in own.items()})
+            logp, entropy, area = self._read(self._logits, micro.tokens, chosen, bool(algorithm.entropy))
             per_token, seen = objective(logp, micro._replace(old=logp.detach()) if here else micro, algorithm, entropy)
             loss = (per_token * micro.weight).sum()
             self.engine.backward(loss * self.world)  # DeepSpeed takes the mean over ranks, and the loss is a sum
-            seen |= {"loss": loss.detach(), "padded": loss.new_tensor(micro.tokens.numel())}
+            seen |= {"loss": loss.detach(), "padded": loss.new_tensor(area)}
             for name, value in seen.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
         before = None if self.moved else self._fingerprints()
@@ -189,18 +184,25 @@ class Learner:
         differ = self.gpu or self.config.loop.max_lag > 0
         return asked if asked != "auto" else "learner" if differ or self.config.learner.updates == 1 else "sampler"
 
-    def _logits(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.engine(input_ids=tokens, use_cache=False).logits
-        return logits
+    def _logits(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        return logits(self.engine, tokens, positions)
+
+    def _plan(self, samples: list[Sample]) -> list[list[int]]:
+        """This rank's micro-batches."""
+        fits = partial(fits_packed, hidden=self.hidden) if self.hidden else fits_padded
+        return micro_batches([len(s.tokens) for s in samples], self.world, self.config.learner.tokens, fits)[self.rank]
+
+    def _read(self, model: Model, tokens: Tensor, samples: list[Sample], entropy: bool = False) -> Read:
+        lengths = [len(s.tokens) for s in samples] or [tokens.shape[1]]  # one row of padding
+        return read(model, tokens, lengths, self.config.rollout.temperature, self.hidden, entropy)
 
     @torch.no_grad()
-    def _logprobs(self, model: Callable[[Tensor], Tensor], samples: list[Sample]) -> list[NDArray[np.float32]]:
+    def _logprobs(self, model: Model, samples: list[Sample]) -> list[NDArray[np.float32]]:
         """Of every sample's tokens under `model`, [P + A] each: every rank works out its share, and gets all."""
-        plan = micro_batches([len(s.tokens) for s in samples], self.world, self.config.learner.tokens)[self.rank]
         mine: dict[int, NDArray[np.float32]] = {}
-        for rows in plan:
-            tokens = self._batch([samples[r] for r in rows], {}).tokens
-            logp = token_logprobs(model(tokens), tokens, self.config.rollout.temperature).cpu().numpy()
+        for rows in self._plan(samples):
+            chosen = [samples[r] for r in rows]
+            logp = self._read(model, self._batch(chosen, {}).tokens, chosen).logp.cpu().numpy()
             mine |= {r: logp[i, : len(samples[r].tokens)] for i, r in enumerate(rows)}
         shares: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(shares, mine)
@@ -224,6 +226,12 @@ class Learner:
             raise ValueError(f"algorithm.reference: {name} has another tokenizer than the model, so their tokens cannot be "
                              "compared")  # fmt: skip
         return AutoModelForCausalLM.from_pretrained(name, **options)
+
+    def _assert_packable(self, model: Model, about: Any) -> None:
+        if not packable(model, about, self.tolerance, self.device):
+            raise ValueError(
+                f"learner.packing: {about.model_type} lets packed samples see each other; say learner.packing=false"
+            )
 
     def _plain_norm(self) -> float:
         """The gradient's norm before clipping; DeepSpeed tells it for every set-up but ZeRO 0 in float32."""
@@ -252,6 +260,11 @@ class Learner:
                 shutil.rmtree(path, ignore_errors=True)
                 partial.rename(path)  # whole or not there
         torch.distributed.barrier()
+
+    def digest(self) -> str:
+        """Of the weights that are held now; every rank takes part, and rank 0's is the answer."""
+        with self._gathered():
+            return digest(self.engine.module.named_parameters()) if self.rank == 0 else ""
 
     def join(self, address: str, port: int, world: int) -> None:
         if self.rank == 0:
@@ -282,7 +295,7 @@ class Learner:
         logprobs = token_logprobs(self.engine.module(input_ids=tokens, use_cache=False).logits, tokens)[0].tolist()
         if not all(map(math.isfinite, logprobs)):
             raise FloatingPointError(f"the weights of v{self.version} give NaN or infinity; they are not published")
-        return {"tokens": self.canary, "logprobs": logprobs, "tolerance": 0.1 if self.gpu else 1e-3}
+        return {"tokens": self.canary, "logprobs": logprobs, "tolerance": self.tolerance}
 
     # ---- does everything learn? ----
 

@@ -92,6 +92,7 @@ def test_what_is_done_is_not_done_again(whole):
 def test_second_fine_tuning_starts_from_the_base_weights(whole):
     """By the digest that the learner itself worked out of the weights in its memory."""
     made = {name: manifest.read(whole.out / name)["weights"] for name in ("cold", "reason", "second", "align")}
+    assert all(weights["begin"] != weights["end"] for weights in made.values())
     base = manifest.weights_of(whole.out / "base")
     assert made["second"]["begin"] == made["cold"]["begin"] == base
     assert made["reason"]["begin"] == made["cold"]["end"] != base

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from real import FAMILIES
+from test_methods import ended, free_port, start
 
 pytestmark = pytest.mark.e2e
 
@@ -16,7 +18,8 @@ from rlreason.cluster import Placement, environment
 os.environ.update(environment(Placement("cpu", False, "shm", 1, 1)))
 import numpy as np, torch
 from rlreason.config import AlgorithmConfig, Config, LearnerConfig, LoopConfig, RolloutConfig
-from rlreason.learner import Learner, token_entropy
+from rlreason.forward import token_entropy
+from rlreason.learner import Learner
 from rlreason.types import Group, Sample, Task
 
 def learner(**options):
@@ -136,3 +139,88 @@ def test_a_parameter_that_does_not_move_is_told_by_name(told):
 
 def test_weights_with_nan_are_not_published(told):
     assert "NaN" in told["sick"]
+
+
+PACKED = """
+METHODS = {
+    "nll": AlgorithmConfig(answers="recorded", loss="nll"),
+    "grpo": AlgorithmConfig(**KL, entropy=0.01, proximal="learner"),
+}
+TOLD = ("loss", "grad_norm", "reference_kl", "policy_gap", "entropy", "mismatch/k3")
+
+def gradient(l):
+    sums = {}
+    for name, p in l.engine.module.named_parameters():
+        p.register_hook(lambda g, name=name: sums.__setitem__(name, sums.get(name, 0) + g.double()))
+    return sums
+
+def both(name, stage):
+    steps, gradients = [], []
+    for packing in (False, True):
+        l = learner(METHODS[name], stage, packing=packing, updates=2, lr=1e-5, tokens=100)
+        gradients.append(gradient(l) if world == "1" else {})
+        steps.append(l.step(groups))
+    off, on = (torch.cat([g.flatten() for g in sums.values()] or [torch.zeros(1).double()]) for sums in gradients)
+    return {"off": {k: steps[0][k] for k in TOLD if k in steps[0]}, "on": {k: steps[1][k] for k in TOLD if k in steps[1]},
+            "padding": [s["padding"] for s in steps], "gradient": float((on - off).norm() / (off.norm() + 1e-30))}
+
+for made in made.split(","):
+    for stage in map(int, sys.argv[7].split(",")):
+        for name in METHODS:
+            told[f"{made} {stage} {name}"] = both(name, stage)
+print(json.dumps(told))
+"""
+
+REFUSED = """
+from pathlib import Path
+from transformers import AutoConfig, AutoModelForCausalLM
+from rlreason.model import directory
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
+for kind, more in {
+    "opt": {"architectures": ["OPTForCausalLM"], "ffn_dim": 128, "word_embed_proj_dim": 64},
+    "lfm2": {"architectures": ["Lfm2ForCausalLM"], "layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
+    "gpt2": {"architectures": ["GPT2LMHeadModel"]},
+}.items():
+    made = directory({"from_config": {"model_type": kind} | SIZES | more, "characters": "abc"}, Path(out) / kind)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(made)).save_pretrained(made)
+    try:
+        told[kind] = learner(AlgorithmConfig(), packing=True).config.learner.packing
+    except ValueError as error:
+        told[kind] = str(error)
+
+made = sys.argv[1]
+one = Group(Task("by hand", ""), [sample(n - 4, 0.0) for n in (10, 6, 5, 5, 4)])
+told["padding"] = [learner(METHOD, packing=packing, tokens=4096).step([one])["padding"] for packing in (False, True)
+                   for METHOD in [AlgorithmConfig(answers="recorded", loss="nll")]]
+print(json.dumps(told))
+"""
+
+
+def same(told: dict) -> None:
+    for what, run in told.items():
+        assert run["on"] == pytest.approx(run["off"], rel=1e-5, abs=1e-8), what
+        assert run["gradient"] < 1e-5, what
+        assert run["padding"][1] < run["padding"][0], what
+
+
+def test_packing_changes_no_loss_and_no_gradient(models, tmp_path):
+    every = ",".join(str(models(family)) for family in FAMILIES)
+    same(ended(start(PACKED, every, tmp_path, "", 0, 1, free_port(), "0")))
+
+
+def test_nor_does_it_on_two_ranks_under_any_stage_of_zero(models, tmp_path):
+    every, port = ",".join(str(models(family)) for family in FAMILIES), free_port()
+    ranks = [start(PACKED, every, tmp_path, "", rank, 2, port, "0,2,3") for rank in range(2)]
+    told = ended(ranks[0])
+    assert told == ended(ranks[1])
+    same(told)
+
+
+def test_a_model_that_cannot_be_packed_is_refused_and_padding_is_what_remains(models, tmp_path):
+    """Samples of 10, 6, 5, 5 and 4 tokens: five rows of 10, or three that are full."""
+    told = ended(start(REFUSED, models("qwen2-untied"), tmp_path, "", 0, 1, free_port()))
+    for kind in ("opt", "lfm2"):
+        assert told[kind] == f"learner.packing: {kind} lets packed samples see each other; say learner.packing=false"
+    assert told["gpt2"] is True
+    assert told["padding"] == pytest.approx([0.4, 0.0])
