@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from rlreason.report import write
 from rlreason.report.curves import curve, ema, frame
 from rlreason.report.facts import verdict
+from rlreason.report.product import headline
 from rlreason.report.read import metrics, objects, read_run
 from rlreason.report.rollouts import sides
 from rlreason.report.text import count, duration, esc, number, passage
@@ -408,7 +411,7 @@ def test_a_pipeline_has_a_headline_and_its_stages_in_the_recipe_s_order(tmp_path
     assert "+40.0 points. The 95 % intervals do not overlap." in page.text
     assert re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', page.source) == ["zero", "align"]
     assert "10.0 % → 20.0 %" in page.text  # stage by stage
-    assert "last no metrics" in page.text
+    assert rows(page)[3] == ["last", "", "", "waiting", "", "", ""]
     assert "10 min" in page.text
     assert len(ids := [a["id"] for _, a in page.tags if a.get("id")]) == len(set(ids))
 
@@ -424,6 +427,301 @@ def test_without_an_order_in_the_recipe_the_first_event_decides(tmp_path):
         os.utime(run / name / "summary.json", (at, at))
     assert [stage.name for stage in read_run(run).stages] == ["zero", "align"]
     assert "10.0 % → 50.0 %" in Page(write(run)).text  # the first stage's before, the last one's after
+
+
+# ---- kinds of stage ----
+
+
+def score(mean: float, n: int = 64, reach: float = 0.05) -> dict:
+    return {"mean": mean, "n": n, "low": mean - reach, "high": mean + reach}
+
+
+def an_exam(step: int, all_: float, **domains: float) -> dict:
+    of = {name: {"pass@1": score(mean, 32), "format": score(0.9, 32)} for name, mean in domains.items()}
+    return {"step": step, "metric": "exact", "accuracy": score(all_), "domains": of, "tasks": {}, "unjudged": 0,
+            "scores": {"pass@1": score(all_), "format": score(0.9)}}  # fmt: skip
+
+
+def put(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+KINDS = {"cold": "train", "reason": "train", "harvest": "sample", "exam": "eval", "release": "export", "later": "train"}
+
+
+def an_r1(path: Path) -> Path:
+    """A pipeline with a stage of every kind, one of them not begun, and one that got worse in a domain."""
+    put(path / "recipe.yaml", "stages:\n" + "".join(f"  {name}: {{kind: {kind}}}\n" for name, kind in KINDS.items()))
+    needs = {"cold": {}, "reason": {"model": "cold"}} | {name: {"model": "reason"} for name in ("harvest", "exam", "release")}
+    needs["release"]["export.scores"], needs["later"] = "exam", {"tasks.mixture.sums.path": "harvest"}
+    put(path / "pipeline.json", {"base": {"from_config": {}}, "seed": 0, "needs": needs})
+    for at, (name, kind) in enumerate([*KINDS.items()][:-1]):
+        told = {"stage": name, "kind": kind, "state": "done", "seconds": 60.0 * (at + 1), "recipe": {"model": "$base"},
+                "inputs": {"model": {"path": "/base", "stage": "base"}} if name == "cold" else {},
+                "weights": {"begin": "b" * 64, "end": "e" * 64}}  # fmt: skip
+        put(path / name / "manifest.json", told)
+        put(path / name / "recipe.yaml", f"kind: {kind}\nmodel: /somewhere/base\nloop: {{steps: 3, groups: 4}}\n")
+    for name in ("cold", "reason", "harvest", "exam"):
+        lines(path / name / "metrics.jsonl", [row | {"kept": 7} for row in steps(1 if name == "exam" else 3)])
+    for name, ends in (("cold", (0.0, 0.3)), ("reason", (0.3, 0.7))):
+        put(path / name / "summary.json", {"accuracy_before": score(ends[0]), "accuracy_after": score(ends[1])})
+        for when, step, mean in (("before", 0, ends[0]), ("step-000002", 2, 0.5), ("after", 3, ends[1])):
+            put(path / name / f"evaluations/{when}.json", an_exam(step, mean, sums=mean, greetings=1 - mean))
+    (path / "reason/weights/v2").mkdir(parents=True)
+    (path / "reason/weights/best").symlink_to("v2")
+    worse = "greetings: 0.700 -> 0.300, a loss of 0.400 (3.1 standard errors, n = 32)"
+    put(path / "reason/summary.json", {"accuracy_before": score(0.3), "accuracy_after": score(0.7), "regressions": [worse]})
+    left_out = {"too many": 10, "exact": 25, "language": 5}
+    put(path / "harvest/summary.json", {"accuracy_after": score(0.72), "samples": 60, "left_out": left_out})
+    for name in ("harvest", "exam"):
+        put(path / name / "scores.json", an_exam(0, 0.725, sums=0.625, greetings=0.825) | {"step": 0})
+    put(path / "exam/summary.json", {"accuracy_after": score(0.725)})
+    put(path / "release/summary.json", {"accuracy_after": score(0.725), "steps": 0, "tokens": 0, "seconds": 6.2})
+    card = "---\ntags: [rlreason]\n---\n\n# r1\n\nA **causal** model, see [the run](x/y).\n\n## More\n\nBelow.\n"
+    put(path / "release/model/README.md", card)
+    put(path / "release/model/model.safetensors", "weights")
+    return path
+
+
+def rows(page: Page) -> list[list[str]]:
+    """The cells of the table at the head of a pipeline's page."""
+    table = re.search(r'<nav class="graph.*?</nav>', page.source, re.S)[0]
+    cells = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", table, re.S))
+    return [[re.sub(r"<[^>]+>", " ", cell).strip() for cell in row] for row in cells]
+
+
+def test_the_graph_of_a_pipeline_is_told_in_the_recipe_s_order(tmp_path):
+    page = Page(write(an_r1(tmp_path / "r1")))
+    assert not page.open
+    assert [[re.sub(" +", " ", cell).replace(" ,", ",") for cell in row] for row in rows(page)] == [
+        ["stage", "kind", "takes", "state", "time", "accuracy", "weights"],
+        ["cold", "train", "base model", "done", "60 s", "0.0 % → 30.0 %", "bbbbbb → eeeeee"],
+        ["reason", "train", "cold model", "done worse: greetings: 0.700 -&gt; 0.300, a loss of 0.400 "
+         "(3.1 standard errors, n = 32)", "2 min", "30.0 % → 70.0 %", "bbbbbb → eeeeee"],
+        ["harvest", "sample", "reason model", "done", "3 min", "72.0 %", "bbbbbb → eeeeee"],
+        ["exam", "eval", "reason model", "done", "4 min", "72.5 %", "bbbbbb → eeeeee"],
+        ["release", "export", "reason model, exam scores", "done", "5 min", "72.5 %", "bbbbbb → eeeeee"],
+        ["later", "train", "harvest sums", "waiting", "", "", ""],
+    ]  # fmt: skip
+    links = {a["href"] for a in page.all("a")}
+    assert links == {f"#stage-{at}" for at in range(5)}
+    assert links <= {f"#{a['id']}" for _, a in page.tags if a.get("id")}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ({"state": "failed", "why": "out of memory\nso it ended"}, "failed out of memory"),
+        ({"state": "stopped", "why": "asked to"}, "stopped asked to"),
+        ({"state": "begun"}, "begun"),
+        ({"state": "done", "why": "an earlier failure"}, "done"),
+    ],
+)
+def test_a_stage_s_state_is_its_manifest_s(tmp_path, manifest, said):
+    run = an_r1(tmp_path / "r1")
+    put(run / "cold/manifest.json", {"kind": "train"} | manifest)
+    page = Page(write(run))
+    assert re.sub(" +", " ", rows(page)[1][3]) == said
+    if said.startswith("failed"):
+        assert "failed: out of memory\nso it ended" in page.text
+
+
+def test_a_stage_that_was_taken_up_again_says_that_its_time_is_not_all(tmp_path):
+    run = an_r1(tmp_path / "r1")
+    lines(run / "cold/events.jsonl", [{"event": "start", "resumed": False}, {"event": "start", "resumed": True}])
+    assert "60 ssince it was resumed" in Page(write(run)).text
+
+
+def test_held_out_accuracy_is_drawn_by_domain_with_its_intervals_and_the_best_step(tmp_path):
+    page = Page(write(an_r1(tmp_path / "r1")))
+    reason = page.source.split('id="stage-1"')[1].split('id="stage-2"')[0]
+    held = re.findall(
+        r'<li class="s\d" data-x="(.*?)" data-mid="(.*?)" data-low="(.*?)" data-high="(.*?)">.*?</span>(\w+)', reason
+    )
+    assert [(name, json.loads(x), json.loads(mid)) for x, mid, _, _, name in held[:3]] == [
+        ("all", [0, 2, 3], [0.3, 0.5, 0.7]),
+        ("greetings", [0, 2, 3], [0.7, 0.5, 0.3]),
+        ("sums", [0, 2, 3], [0.3, 0.5, 0.7]),
+    ]
+    assert (json.loads(held[0][2]), json.loads(held[0][3])) == ([0.25, 0.45, 0.65], [0.35, 0.55, 0.75])
+    assert "best: step 2" in page.text
+    assert page.text.count("best: step") == 1
+    assert "Worse than before training: greetings: 0.700 -> 0.300, a loss of 0.400" in page.text
+    assert "30.0 %−40.025.0 % to 35.0 %" in page.text  # the table: greetings after, the change, the interval
+
+
+def test_no_more_than_six_lines_are_drawn_of_many_domains(tmp_path):
+    for when, step in (("before", 0), ("after", 9)):
+        put(tmp_path / f"evaluations/{when}.json", an_exam(step, 0.5, **{f"d{i}": i / 10 for i in range(9)}))
+    page = Page(write(tmp_path))
+    assert len(re.findall(r'class="dot s\d"', page.source)) == 6
+    assert "4 more domains are in evaluations/." in page.text
+
+
+def test_a_domain_that_all_tasks_share_is_no_line_of_its_own(tmp_path):
+    for when, step in (("before", 0), ("after", 9)):
+        put(tmp_path / f"evaluations/{when}.json", an_exam(step, 0.5, sums=0.5))
+    assert len(re.findall(r'class="dot s\d"', write(tmp_path).read_text())) == 1
+
+
+def test_an_examination_shows_every_score_of_every_domain(tmp_path):
+    page = Page(write(an_r1(tmp_path / "r1")))
+    exam = page.source.split('id="stage-3"')[1].split('id="stage-4"')[0]
+    table = re.search(r'<table class="scores">.*?</table>', exam, re.S)[0]
+    text = [
+        [re.sub("<[^>]+>", " ", cell).split() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+        for row in table.split("<tr>")[1:]
+    ]
+    assert [" ".join(cell) for row in text for cell in row] == [
+        "score", "all 64 tasks", "greetings 32 tasks", "sums 32 tasks",
+        "pass@1", "72.5 % 67.5 % to 77.5 %", "82.5 % 77.5 % to 87.5 %", "62.5 % 57.5 % to 67.5 %",
+        "format", "90.0 % 85.0 % to 95.0 %", "90.0 % 85.0 % to 95.0 %", "90.0 % 85.0 % to 95.0 %",
+    ]  # fmt: skip
+    assert "all: 72.5 %; greetings: 82.5 %; sums: 62.5 %" in exam  # the chart
+    assert "<h3>Curves" not in exam  # of a single wave
+
+
+def test_a_score_that_is_no_share_is_no_percentage(tmp_path):
+    put(tmp_path / "recipe.yaml", "kind: eval")
+    put(
+        tmp_path / "scores.json",
+        {"metric": "m", "scores": {"pass@1": score(0.5), "style": {"mean": -3.25, "low": -4, "high": 2}}},
+    )
+    text = Page(write(tmp_path)).text
+    assert "style−3.25−4 to 2" in text
+
+
+def test_why_answers_were_left_out_is_counted(tmp_path):
+    page = Page(write(an_r1(tmp_path / "r1")))
+    harvest = page.source.split('id="stage-2"')[1].split('id="stage-3"')[0]
+    table = re.search(r'<table class="bars">.*?</table>', harvest, re.S)[0]
+    said = re.findall(r"<th[^>]*>(.*?)<small>(.*?)</small></th><td>(.*?)</td><td>(.*?)</td>.*?width:(.*?)%", table)
+    assert said == [
+        ("kept", "in samples.jsonl", "60", "60.0 %", "60.0"),
+        ("exact", "not right", "25", "25.0 %", "25.0"),
+        ("too many", "good, but the same text twice, or beyond the best few", "10", "10.0 %", "10.0"),
+        ("language", "less than is asked for", "5", "5.0 %", "5.0"),
+    ]
+    assert "Answers kept60of 100" in page.text
+
+
+def test_an_export_shows_its_folder_and_what_its_card_says_first(tmp_path):
+    page = Page(write(an_r1(tmp_path / "r1")))
+    for said in ("A causal model, see the run.", "release/model", "model.safetensors (7 bytes)", "export · base"):
+        assert said in page.text, said
+    (tmp_path / "r1/release/model/README.md").unlink()
+    assert "No model has been exported yet." in Page(write(tmp_path / "r1")).text
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [("# a\n\nb\nc\n\nd", ("a", "b c")), ("---\nx: 1\n---\n# `a`\n## h\n\n**b**", ("a", "b")), ("", ("", "")),
+     ("no title\n\nb", ("", "no title")), ("# t\n\n| a |\n\n```\nx\n```\n\nb", ("t", "b"))],
+)  # fmt: skip
+def test_a_card_s_headline(card, said):
+    assert headline(card) == said
+
+
+STRANGE = [
+    "{",
+    "[]",
+    "null",
+    "[" * 100_000,
+    '"x"',
+    "{}",
+    '{"scores": 1, "domains": [], "accuracy": [], "state": 3, "step": "x"}',
+    '{"scores": {"pass@1": {"mean": 1e99, "low": "x"}, "y": null}, "domains": {"d": 1, "e": {"pass@1": 5}}, "step": 1e300}',
+    '{"accuracy": 0.5, "step": 2, "domains": {"d": {}}, "kind": [], "weights": [], "inputs": [], "needs": {"cold": 7}}',
+    '{"accuracy": NaN, "scores": {"mean": {"mean": -1e99, "low": -1e99, "high": 1e99}}, "inputs": {"model": 3}}',
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+@pytest.mark.parametrize(
+    "file",
+    ["pipeline.json", "cold/manifest.json", "reason/evaluations/after.json", "exam/scores.json", "release/model/README.md"],
+)
+def test_a_strange_file_of_a_stage_costs_no_more_than_itself(tmp_path, file, strange):
+    run = an_r1(tmp_path / "r1")
+    put(run / file, strange)
+    page = Page(write(run))
+    assert not page.open
+    assert {row[0] for row in rows(page)} == {"stage", *KINDS}
+    assert "25.0 % to 35.0 %" in page.text  # the rest is there
+    if strange[0] != "{" and not file.endswith(".md"):
+        assert "and was left out" in page.text
+    assert not re.search("[^a-z_](nan|inf)[^a-z_]", page.source.split("<main>")[1].split("<script>")[0])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "pipeline.json",
+        "recipe.yaml",
+        "cold/manifest.json",
+        "harvest/summary.json",
+        "exam/scores.json",
+        "exam/metrics.jsonl",
+        "reason/evaluations/before.json",
+        "reason/weights/best",
+    ],
+)
+def test_any_file_of_a_stage_may_be_missing(tmp_path, file):
+    run = an_r1(tmp_path / "r1")
+    (run / file).unlink()
+    page = Page(write(run))
+    assert not page.open
+    assert {"cold", "reason", "harvest", "exam", "release"} <= {row[0] for row in rows(page)}
+
+
+def test_hostile_text_in_a_stage_s_files_stays_text(tmp_path):
+    run = an_r1(tmp_path / "r1")
+    put(run / "recipe.yaml", f"stages:\n  {json.dumps(EVIL)}: {{kind: {json.dumps(EVIL)}}}\n")
+    put(run / "pipeline.json", {"needs": {EVIL: {EVIL: EVIL}, "cold": {EVIL: EVIL}}})
+    told = {"kind": "sample", "state": EVIL, "why": EVIL, "inputs": {EVIL: {"stage": EVIL}}, "weights": {"begin": EVIL}}
+    put(run / "harvest/manifest.json", told)
+    put(run / "cold/manifest.json", {"state": "failed", "why": EVIL, "kind": EVIL})
+    put(run / "harvest/summary.json", {"samples": 3, "left_out": {EVIL: 4}})
+    put(run / "reason/summary.json", {"regressions": [EVIL, {EVIL: EVIL}]})
+    evil = an_exam(3, 0.5, **{EVIL: 0.5, "b": 0.5}) | {"metric": EVIL}
+    evil["scores"][EVIL] = score(0.5)
+    put(run / "reason/evaluations/after.json", evil)
+    put(run / "exam/scores.json", evil)
+    put(run / "release/model/README.md", f"# {EVIL}\n\n{EVIL}\n")
+    put(run / "release/model/<b>x", "")
+    page = Page(write(run))
+    assert not page.open
+    assert {tag for tag, _ in page.tags}.isdisjoint({"img", "iframe", "object", "embed", "base"})
+    assert len(page.all("script")) == len(page.all("style")) == 1
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert len(ids := [a["id"] for _, a in page.tags if a.get("id")]) == len(set(ids))
+
+
+def test_a_stage_alone_is_shown_as_its_kind(tmp_path):
+    run = an_r1(tmp_path / "r1")
+    for stage, said in (("exam", "Accuracy: 72.5 %"), ("release", "release/model"), ("harvest", "60 of 100 answers")):
+        page = Page(write(run / stage))
+        assert said in page.text
+        assert not page.all("nav")
+
+
+def test_the_figures_of_the_documentation_are_drawn_from_any_pipeline(tmp_path):
+    place = Path(__file__).parents[1] / "docs/r1_curves.py"
+    spec = importlib.util.spec_from_file_location("r1_curves", place)
+    sys.modules["r1_curves"] = figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    run = an_r1(tmp_path / "r1")
+    put(run / "reason/recipe.yaml", "algorithm: {answers: policy}")
+    paths = figures.draw([read_run(run), read_run(run)], tmp_path / "drawn")
+    assert [path.stem for path in paths] == ["ladder", "reward", "held-out", "behaviour"]
+    for path in paths:
+        text = path.read_text()
+        assert len(text) < 60_000
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert not re.search(r"href|url\(|<script|<image", text)
+    ladder = re.findall(r'text-anchor="end">([^<]*)</text>', paths[0].read_text())
+    assert ladder == ["cold", "reason", "exam, of reason"] * 2 * 3  # of two runs; all, greetings, sums
 
 
 # ---- the page itself ----

@@ -15,8 +15,8 @@ def write(run: Path) -> Path:
     """Write `run`/report.html and return its path. The same run gives the same bytes, whenever it is written.
 
     `run` is a run's folder, finished or still going, or a pipeline's. A reader never sees half a page: it is renamed
-    into place. FileNotFoundError if there is no such folder; ValueError, with file and line, if one of its files is
-    broken other than by the end of a killed run.
+    into place. FileNotFoundError if there is no such folder; ValueError, with file and line, if metrics, events, answers
+    or a summary are broken other than by the end of a killed run. Of a stage's other files the page says which it left out.
     """
     run = Path(run).resolve()
     text = page_html(read_run(run))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlreason.report.curves import Curve, Floats, Frame, bucket_means, whole_ticks
-from rlreason.report.text import esc, number
+from rlreason.report.text import esc, number, percent
 
 SIDE = 1000  # the nested drawing's own units, each way
 
@@ -69,6 +69,58 @@ def lines(
         )
     svg = _svg(ident, title, " ".join(told), rows, steps, "".join(drawn), above)
     return _figure(title, hint, legend, svg, wide, beyond, faults)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Scores at some steps, each with its interval, which is the value alone where there is none."""
+
+    name: str
+    steps: np.ndarray  # [S] int64, rising
+    means: Floats  # [S]
+    low: Floats  # [S]
+    high: Floats  # [S]
+
+
+def points(
+    ident: str,
+    title: str,
+    hint: str,
+    series: Sequence[Series],
+    frame: Frame,
+    mark: tuple[int, str] | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """A figure of `series` as points with their intervals, joined; `mark` is a step to be seen, and its name.
+
+    Where intervals would hide each other they stand side by side, a few pixels from their step.
+    """
+    first, last = (int(edge([edge(s.steps) for s in series])) for edge in (min, max))
+    drawn, legend, told = [], [], []
+    for at, s in enumerate(series):
+        x = _across(s.steps, first, last) + round((at - (len(series) - 1) / 2) * 5)
+        low, high, middle = (_up(frame, values) for values in (s.low, s.high, s.means))
+        bars = "".join(f"M{a},{b}V{c}" for a, b, c in zip(x, low, high, strict=True))
+        dots = "".join(f"M{a},{b}h0" for a, b in zip(x, middle, strict=True))
+        drawn.append(
+            f'<path class="error s{at}" d="{bars}"/><path class="joined s{at}" d="M{_points(zip(x, middle, strict=True))}"/>'
+            f'<path class="dot s{at}" d="{dots}"/>'
+        )
+        fell = " → ".join(percent(value) for value in (s.means[[0, -1]] if len(s.steps) > 1 else s.means))
+        legend.append(_entry(f"s{at}", s.name, fell, {"x": s.steps, "mid": s.means, "low": s.low, "high": s.high}))
+        told.append(f"{s.name}: {fell} from step {s.steps[0]:,} to {s.steps[-1]:,}.")
+    above = ""
+    if mark:
+        place = float(_across(np.array([mark[0]]), first, last)[0]) / SIDE * 100
+        end = place > 50
+        above = (
+            f'<line class="limit" x1="{place:.2f}%" x2="{place:.2f}%" y1="0" y2="100%"/>'
+            f'<text class="limit" x="{place:.2f}%" y="100%" dx="{-7 if end else 7}" dy="-7" '
+            f'text-anchor="{"end" if end else "start"}">{esc(mark[1], 40)}</text>'
+        )
+    rows = [(f"{tick * 100:.3g} %", float(frame.place(np.array([tick]))[0])) for tick in frame.ticks]
+    svg = _svg(ident, title, " ".join(told), rows, (first, last), "".join(drawn), above, 14)
+    return _figure(title, hint, legend, svg, True, notes)
 
 
 def stack(
@@ -163,14 +215,21 @@ def _json(values: np.ndarray) -> str:
 
 
 def _svg(
-    ident: str, title: str, told: str, rows: Sequence[tuple[str, float]], steps: tuple[int, int], drawn: str, above: str
+    ident: str,
+    title: str,
+    told: str,
+    rows: Sequence[tuple[str, float]],
+    steps: tuple[int, int],
+    drawn: str,
+    above: str,
+    apart: int = 8,
 ) -> str:
-    """Axes around `drawn`: `rows` are (label, height from 0 to 1), `steps` the first and last ones."""
+    """Axes around `drawn`: `rows` are (label, height from 0 to 1), `apart` pixels from it; `steps` the first and last ones."""
     axes = []
     for label, height in rows:
         y = f"{100 - 100 * height:.2f}%"
         axes.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
-        axes.append(f'<text class="tick" x="-8" y="{y}" dy=".35em" text-anchor="end">{esc(label)}</text>')
+        axes.append(f'<text class="tick" x="{-apart}" y="{y}" dy=".35em" text-anchor="end">{esc(label)}</text>')
     for step in whole_ticks(*steps):
         x = _across(np.array([step]), *steps)[0] * 100 / SIDE
         label = f"{step // 1000:,}k" if step >= 10_000 and step % 1000 == 0 else f"{step:,}"

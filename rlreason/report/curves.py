@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,6 +125,13 @@ def axis(low: float, high: float) -> Frame:
     step = _nice((high - low) / 4)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     return Frame(low, high, tuple(low + step * i for i in range(round((high - low) / step) + 1)))
+
+
+def around(edges: Sequence[float]) -> Frame:
+    """An axis around scores and the `edges` of their intervals, not so short that a point looks like a leap."""
+    low, high = float(min(edges)), float(max(edges))
+    short = max(0.0, max(0.04, 1e-6 * max(abs(low), abs(high))) - (high - low)) / 2
+    return axis(max(0.0, low - short) if low >= 0 else low - short, high + short)
 
 
 def _decades(values: Floats) -> Frame:

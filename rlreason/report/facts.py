@@ -8,22 +8,10 @@ from typing import Any
 import numpy as np
 
 from rlreason.report.read import Run
+from rlreason.report.scores import Accuracy, score
 from rlreason.report.text import count, duration, number, percent, real, size
 
-
-@dataclass(frozen=True)
-class Accuracy:
-    mean: float
-    span: tuple[float, float] | None  # its 95 % interval
-    n: float | None  # answers judged
-
-    def __str__(self) -> str:
-        span = f" ({self.interval})" if self.span else ""
-        return percent(self.mean) + span + ("" if self.n is None else f", n = {number(self.n)}")
-
-    @property
-    def interval(self) -> str:
-        return f"{percent(self.span[0])} to {percent(self.span[1])}" if self.span else ""
+SECTIONS = ("tasks", "loop", "algorithm", "eval")
 
 
 @dataclass(frozen=True)
@@ -36,13 +24,7 @@ class Tile:
 
 def accuracy(summary: dict[str, Any], which: str) -> Accuracy | None:
     """`which` is before or after. None where it was not measured, or not yet."""
-    value: Any = summary.get(f"accuracy_{which}")
-    if not isinstance(value, dict):
-        value = {"mean": value}
-    if (mean := real(value.get("mean"))) is None:
-        return None
-    low, high = real(value.get("low")), real(value.get("high"))
-    return Accuracy(mean, None if low is None or high is None else (low, high), real(value.get("n")))
+    return score(summary.get(f"accuracy_{which}"))
 
 
 def change(before: Accuracy, after: Accuracy) -> str:
@@ -124,20 +106,24 @@ def tenths(column: np.ndarray) -> tuple[float, float] | None:
 def tiles(run: Run) -> list[Tile]:
     """The headline's numbers, those only that the run has."""
     made = []
+    trains = run.kind == "train"
     for which in ("before", "after"):
         if a := accuracy(run.summary, which):
-            made.append(Tile(f"Accuracy {which}", percent(a.mean), a.interval))
-    for name, key in (("Reward", "reward"), ("Loss", "loss")):
+            made.append(Tile(f"Accuracy {which}" if trains else "Accuracy", percent(a.mean), a.interval))
+    if (kept := real(run.summary.get("samples"))) is not None:
+        asked = kept + sum(left_out(run.summary).values())
+        made.append(Tile("Answers kept", number(kept), f"of {number(asked)}"))
+    for name, key in (("Reward", "reward"), ("Loss", "loss")) if trains else ():
         if not (name == "Loss" and made and made[-1].name == "Reward") and (ends := tenths(run.metrics.get(key))):
             made.append(Tile(name, f"{number(ends[0])} → {number(ends[1])}", "first and last tenth of the steps"))
-    if (value := steps(run)) is not None:
-        planned = _planned(run)
+    if (value := steps(run)) is not None and (trains or run.kind == "sample"):
+        planned = _planned(run) if trains else None
         short = planned is not None and value < planned
-        made.append(Tile("Steps", number(value), f"of {number(planned)} planned" if short else ""))
+        made.append(Tile("Steps" if trains else "Waves", number(value), f"of {number(planned)} planned" if short else ""))
     if (value := seconds(run)) is not None:
-        first = real(run.summary.get("seconds_to_first_step"))
+        first = real(run.summary.get("seconds_to_first_step")) if trains else None
         made.append(Tile("Duration", duration(value), "" if first is None else f"first step after {duration(first)}"))
-    if (value := tokens(run)) is not None:
+    if (value := tokens(run)) is not None and (trains or value):
         rate = run.metrics.get("time/tokens_per_second")
         made.append(Tile("Tokens", count(value), f"{count(np.median(rate))} a second, median" if len(rate) else ""))
     if (value := peak(run)) is not None:
@@ -147,25 +133,44 @@ def tiles(run: Run) -> list[Tile]:
     return made
 
 
+def left_out(summary: dict[str, Any]) -> dict[str, float]:
+    """Why a stage that samples left answers out -> how many, the most first; {} where the summary does not say."""
+    said = summary.get("left_out")
+    known = {str(name): n for name, value in said.items() if (n := real(value))} if isinstance(said, dict) else {}
+    return dict(sorted(known.items(), key=lambda item: -item[1]))
+
+
 def subtitle(run: Run) -> str:
-    """One line on what was trained, on what, and how, as far as the recipe says."""
+    """One line on what was done, with what, on what and how, as far as the recipe says."""
     o = run.options
-    model, tasks, loop, algorithm = (o.get(name) for name in ("model", "tasks", "loop", "algorithm"))
-    said = [model if isinstance(model, str) else "a model from scratch" if isinstance(model, dict) else None]
-    if isinstance(tasks, dict):
-        said.append(tasks.get("path") or tasks.get("generate"))
-    recorded = isinstance(algorithm, dict) and algorithm.get("answers") == "recorded"
-    if isinstance(algorithm, dict):
-        if recorded:
-            said += ["recorded answers", algorithm.get("loss")]
-        else:
-            said += [algorithm.get(name) for name in ("preset", "advantage", "loss")]
-    if isinstance(loop, dict) and loop.get("groups"):
+    tasks, loop, algorithm, exam = (section if isinstance(section := o.get(name), dict) else {} for name in SECTIONS)
+    model = _placed(run, "model", o.get("model"))
+    said: list[Any] = [] if run.kind == "train" else [run.kind]
+    said.append(model if isinstance(model, str) else "a model from scratch" if isinstance(model, dict) else None)
+    if run.kind == "export":
+        return " · ".join(str(part) for part in said if part)
+    mixture = tasks.get("mixture")
+    said.append(_placed(run, "tasks.path", tasks.get("path")) or tasks.get("generate"))
+    said.append(" + ".join(map(str, mixture)) if isinstance(mixture, dict) else None)
+    if run.kind == "eval":
+        said += [f"{exam[key]} {word}" for key, word in (("tasks", "tasks"), ("samples", "answers each")) if exam.get(key)]
+    recorded = algorithm.get("answers") == "recorded"
+    if run.kind == "train":
+        how = (algorithm.get(name) for name in ("preset", "advantage", "loss"))
+        said += ["recorded answers", algorithm.get("loss")] if recorded else how
+    if loop.get("groups") and run.kind != "eval":
         each = f" × {loop.get('samples')} answers" if loop.get("samples") and not recorded else ""
-        said.append(f"{loop['groups']} tasks{each} a step")
-        if loop.get("max_lag") and not recorded:
+        said.append(f"{loop['groups']} tasks{each} a {'step' if run.kind == 'train' else 'wave'}")
+        if loop.get("max_lag") and not recorded and run.kind == "train":
             said.append(f"max_lag {loop['max_lag']}")
     return " · ".join(str(part) for part in said if part)
+
+
+def _placed(run: Run, option: str, value: Any) -> Any:
+    """A path within the pipeline without the pipeline's own, as the manifest has it: $cold/weights/last."""
+    recipe = run.manifest.get("recipe")
+    said = recipe.get(option) if isinstance(recipe, dict) else None
+    return said[1:] if isinstance(said, str) and said.startswith("$") else value
 
 
 def _planned(run: Run) -> float | None:

@@ -9,9 +9,11 @@ from importlib.resources import files
 from string import Template
 
 from rlreason.report.chart import Interval, intervals
-from rlreason.report.curves import Frame, axis
-from rlreason.report.facts import Accuracy, accuracy, change, subtitle, tiles
+from rlreason.report.curves import around
+from rlreason.report.facts import accuracy, change, subtitle, tiles
+from rlreason.report.graph import graph_html
 from rlreason.report.read import Run
+from rlreason.report.scores import Accuracy
 from rlreason.report.stage import stage_html, tiles_html
 from rlreason.report.text import esc, percent
 
@@ -36,7 +38,7 @@ def page_html(run: Run) -> str:
         script=script,
         digest=digest,
         headline=_headline(run),
-        contents=_contents(run),
+        contents=graph_html(run),
         stages="".join(body),
         sources=_made_from("".join(sources)),
     )
@@ -51,7 +53,7 @@ def _headline(run: Run) -> str:
             ("before", [_interval(before, "before")], percent(before.mean)),
             ("after", [_interval(after, "after")], percent(after.mean)),
         ]
-        drawn = intervals("accuracy", "Accuracy before and after, with 95 % intervals", rows, _scale([before, after]))
+        drawn = intervals("accuracy", "Accuracy before and after, with 95 % intervals", rows, around(_edges([before, after])))
         out.append(
             '<div class="headline"><div><p class="big">'
             f'<span>{percent(before.mean)}</span> <i aria-label="to">→</i> <strong>{percent(after.mean)}</strong></p>'
@@ -60,14 +62,15 @@ def _headline(run: Run) -> str:
             f"{drawn}</div>"
         )
     elif one := before or after:
-        when = "before" if before else "after"
+        when = "" if run.kind != "train" else " before training" if before else " after training"
         out.append(
             f'<div class="headline"><p class="big"><strong>{percent(one.mean)}</strong></p>'
-            f'<p class="change">Accuracy {when} training: {esc(one)}.</p></div>'
+            f'<p class="change">Accuracy{when}: {esc(one)}.</p></div>'
         )
     if not run.summary:
         out.append('<p class="going">No summary yet: the run is still going, or ended early.</p>')
     if run.stages:
+        out += [f'<p class="note bad warning">{esc(fault, 400)}</p>' for fault in run.faults[:20]]
         out.append(tiles_html([t for t in tiles(run) if not t.name.startswith("Accuracy")]))
         out.append(_ladder(run))
     return "".join(out)
@@ -85,7 +88,8 @@ def _ends(run: Run) -> tuple[Accuracy | None, Accuracy | None]:
 
 def _ladder(run: Run) -> str:
     """What each stage added: a row a stage on one axis."""
-    measured = [(s.name, accuracy(s.summary, "before"), accuracy(s.summary, "after")) for s in run.stages]
+    ours = [s for s in run.stages if s.kind != "export"]  # whose score is that of the examination that it names
+    measured = [(s.name, accuracy(s.summary, "before"), accuracy(s.summary, "after")) for s in ours]
     known = [a for _, *both in measured for a in both if a]
     if len([row for row in measured if row[1] or row[2]]) < 2:
         return ""
@@ -95,8 +99,11 @@ def _ladder(run: Run) -> str:
         if any(ends)
         for both in [tuple(zip(ends, ("before", "after"), strict=True))]
     ]
-    drawn = intervals("ladder", "Accuracy before and after each stage", rows, _scale(known))
-    head = '<h2 class="minor">Stage by stage</h2><p class="how">Hollow: before the stage; full: after it.</p>'
+    drawn = intervals("ladder", "Accuracy before and after each stage", rows, around(_edges(known)))
+    head = (
+        '<h2 class="minor">Stage by stage</h2><p class="how">Hollow: before the stage; full: after it, or by a stage that '
+        "asks without training. Each on its own tasks.</p>"
+    )
     return f'{head}<div class="ladder">{drawn}</div>'
 
 
@@ -104,23 +111,8 @@ def _interval(a: Accuracy, kind: str) -> Interval:
     return Interval(a.mean, a.span, kind)
 
 
-def _scale(known: list[Accuracy]) -> Frame:
-    """An axis around all intervals, not so short that a point looks like a leap."""
-    edges = [v for a in known for v in (a.mean, *(a.span or ()))]
-    low, high = min(edges), max(edges)
-    short = max(0.0, 0.04 - (high - low)) / 2
-    return axis(max(0.0, low - short) if low >= 0 else low, high + short)
-
-
-def _contents(run: Run) -> str:
-    if not run.stages:
-        return ""
-    links = "".join(f'<li><a href="#stage-{at}">{esc(s.name, 60)}</a></li>' for at, s in enumerate(run.stages))
-    planned = run.options.get("stages")
-    met = {stage.name for stage in run.stages}
-    waiting = [str(name) for name in planned if str(name) not in met] if isinstance(planned, dict) else []
-    links += "".join(f"<li>{esc(name, 60)} <small>no metrics</small></li>" for name in waiting[:50])
-    return f'<nav aria-label="Stages"><ol>{links}</ol></nav>'
+def _edges(known: list[Accuracy]) -> list[float]:
+    return [edge for a in known for edge in (a.mean, *(a.span or ()))]
 
 
 def _stage(run: Run, at: int, alone: bool, buckets: int, budget: int) -> str:

@@ -1,4 +1,8 @@
-"""A run directory as values. Knows the files and their faults, and nothing of HTML."""
+"""A run directory as values. Knows the files and their faults, and nothing of HTML.
+
+Without metrics, events, answers and a summary that can be read there is no report. Of the rest, which a pipeline writes
+beside them, a broken file is left out, and told.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlreason.report.scores import Exam, exam
 from rlreason.report.text import Passage, passage, real
 
 
@@ -53,7 +58,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Run:
-    """One folder with metrics: a whole run, or a stage of a pipeline. What no file says is empty, not an error."""
+    """A whole run, a pipeline, or a stage of one. What no file says is empty, not an error."""
 
     name: str
     recipe: str
@@ -62,7 +67,20 @@ class Run:
     metrics: Metrics
     events: list[dict[str, Any]]
     rollouts: list[tuple[int, Path]]  # (step, its file), in the order of steps
+    manifest: dict[str, Any] = field(default_factory=dict)
+    exams: list[Exam] = field(default_factory=list)  # held during training, in the order of steps
+    scores: Exam | None = None  # of a stage that samples or evaluates
+    best: int | None = None  # the step whose weights scored best
+    exported: list[tuple[str, int]] = field(default_factory=list)  # (name, bytes) of the files of model/
+    card: str = ""  # what model/README.md says
+    graph: dict[str, Any] = field(default_factory=dict)  # of a pipeline: its base, and what each stage needs
+    faults: list[str] = field(default_factory=list)  # files that were left out, and why
     stages: list[Run] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """train, sample, eval or export."""
+        return str(self.manifest.get("kind") or self.options.get("kind") or "train")
 
 
 def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -141,9 +159,11 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such run directory")
     alone = _one(path)
-    if (path / "metrics.jsonl").is_file():
+    if (path / "metrics.jsonl").is_file() or (path / "manifest.json").is_file():
         return alone
-    folders = [child for child in path.iterdir() if (child / "metrics.jsonl").is_file()]
+    folders = [
+        child for child in path.iterdir() if any((child / file).is_file() for file in ("metrics.jsonl", "manifest.json"))
+    ]
     stages = alone.options.get("stages")
     order = [str(name) for name in stages] if isinstance(stages, dict) else []
     place = {name: at for at, name in enumerate(order)}
@@ -155,7 +175,11 @@ def read_run(path: Path) -> Run:
 def _one(path: Path) -> Run:
     recipe = path / "recipe.yaml"
     text = recipe.read_text("utf-8", errors="replace") if recipe.is_file() else ""
-    files = [(int(m[1]), p) for p in path.glob("rollouts/*.jsonl") if (m := re.search(r"(\d+)\.jsonl$", p.name))]
+    files = [(int(m[1]), p) for p in path.glob("rollouts/step-*.jsonl") if (m := re.search(r"-(\d+)\.jsonl$", p.name))]
+    faults: list[str] = []
+    model = path / "model"
+    card = model / "README.md"
+    manifest = _record(path / "manifest.json", faults)
     return Run(
         name=path.name,
         recipe=text,
@@ -164,7 +188,56 @@ def _one(path: Path) -> Run:
         metrics=metrics(path / "metrics.jsonl"),
         events=[event for _, event in objects(path / "events.jsonl")],
         rollouts=sorted(files),
+        manifest=manifest,
+        exams=_exams(path / "evaluations", faults),
+        scores=_exam(path / "scores.json", faults),
+        best=_best(path / "weights" / "best"),
+        exported=sorted((p.name, p.stat().st_size) for p in model.glob("*") if p.is_file()) if card.is_file() else [],
+        card=card.read_text("utf-8", errors="replace") if card.is_file() else "",
+        graph=_record(path / "pipeline.json", faults),
+        faults=faults,
     )
+
+
+def _exams(folder: Path, faults: list[str]) -> list[Exam]:
+    """One for each step: that after training stands for its step's own."""
+    held: dict[int, Exam] = {}
+    for path in sorted(folder.glob("*.json"), key=lambda path: (path.stem == "after", path.name)):
+        if one := _exam(path, faults):
+            held[one.step] = one
+    return [held[step] for step in sorted(held)]
+
+
+def _exam(path: Path, faults: list[str]) -> Exam | None:
+    said = _record(path, faults)
+    if said and not (one := exam(said, path.stem)):
+        faults.append(f"{_place(path)} has no scores, and was left out")
+    return one if said else None
+
+
+def _best(link: Path) -> int | None:
+    """weights/best leads to the folder v<step>, if training wrote one; elsewhere, in a copy, it may be a folder itself."""
+    match = re.fullmatch(r"v(\d+)", link.readlink().name) if link.is_symlink() else None
+    return int(match[1]) if match else None
+
+
+def _record(path: Path, faults: list[str]) -> dict[str, Any]:
+    """A JSON object; {} where there is none, or none that can be read, which is then told in `faults`."""
+    if not path.is_file():
+        return {}
+    try:
+        said = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        said = error
+    if isinstance(said, dict):
+        return said
+    why = f"is not JSON ({said})" if isinstance(said, Exception) else "is not a JSON object"
+    faults.append(f"{_place(path)} {why}, and was left out")
+    return {}
+
+
+def _place(path: Path) -> str:
+    return f"evaluations/{path.name}" if path.parent.name == "evaluations" else path.name
 
 
 def _options(recipe: str) -> dict[str, Any]:
@@ -195,8 +268,8 @@ def _began(path: Path) -> float:
     for _, event in objects(path / "events.jsonl"):
         if (at := real(event.get("at"))) is not None:
             return at
-    summary = path / "summary.json"
-    return (summary if summary.is_file() else path / "metrics.jsonl").stat().st_mtime
+    files = (path / name for name in ("summary.json", "metrics.jsonl", "manifest.json"))
+    return next(file for file in files if file.is_file()).stat().st_mtime
 
 
 def _turns(prompt: Any) -> tuple[tuple[str, Passage], ...]:

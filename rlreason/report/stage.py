@@ -9,6 +9,8 @@ from rlreason.report.chart import lines
 from rlreason.report.curves import curve, frame, kept, span_of
 from rlreason.report.events import events_html
 from rlreason.report.facts import Tile
+from rlreason.report.held_out import held_out_html, scores_html
+from rlreason.report.product import export_html, kept_html
 from rlreason.report.read import Metrics, Run
 from rlreason.report.rollouts import rollouts_html, sides
 from rlreason.report.text import esc, number
@@ -46,22 +48,47 @@ PLANS = (
     Plan("Mismatch", "KL(sampler‖learner), estimated by k3", ("mismatch/k3",), log=True),
     Plan("Learning rate", "at every step", ("lr",), exact=True),
     Plan("Throughput", "tokens a second", ("time/tokens_per_second",)),
+    Plan("Kept", "answers of a wave", ("kept",), exact=True),
 )
 PARTS = 5  # components of the reward in one chart
 OTHERS = 12  # charts of metrics that this page has no plan for
 
 
 def stage_html(run: Run, made: Sequence[Tile], ident: str, buckets: int, budget: int) -> str:
-    """All of one folder of metrics: its tiles, curves of about `buckets` points, `budget` bytes of answers."""
-    out = [tiles_html(made)]
-    if len(run.metrics.steps):
-        out += [_curves(run.metrics, ident, buckets), times_html(run.metrics, ident, buckets)]
+    """All of one stage: its tiles, what is particular to its kind, curves of about `buckets` points, `budget` bytes of
+    answers."""
+    out = [tiles_html(made), _faults(run)]
+    if run.kind == "export":
+        return "".join([*out, export_html(run), events_html(run.events)])
+    if run.kind == "train":
+        out.append(held_out_html(run, ident))
     else:
-        out.append('<p class="empty">No step has been finished yet.</p>')
+        out += [kept_html(run), scores_html(run.scores, ident, "Scores" if run.kind == "eval" else "The answers' scores")]
+    out.append(_steps(run, ident, buckets))
     if shown := sides(run.rollouts):
         out.append(f"<h3>Answers, early and late</h3>{rollouts_html(shown, budget)}")
     out.append(events_html(run.events))
     return "".join(out)
+
+
+def _steps(run: Run, ident: str, buckets: int) -> str:
+    """Curves and times; folded of a stage that does not train, for its steps are only waves of questions."""
+    if not len(run.metrics.steps):
+        return '<p class="empty">No step has been finished yet.</p>'
+    times = times_html(run.metrics, ident, buckets)
+    if run.kind == "train":
+        return _curves(run, ident, buckets) + times
+    if len(run.metrics.steps) == 1:  # curves of one point
+        return f"<details><summary>Its time</summary>{times}</details>" if times else ""
+    return f"<details><summary>Curves and times of its waves</summary>{_curves(run, ident, buckets)}{times}</details>"
+
+
+def _faults(run: Run) -> str:
+    """Why it did not end, and which of its files are not shown."""
+    told = []
+    if (why := run.manifest.get("why")) and run.manifest.get("state") in ("failed", "stopped"):
+        told.append(f"{run.manifest['state']}: {why}")
+    return "".join(f'<p class="note bad warning">{esc(one, 2000)}</p>' for one in (*told, *run.faults[:20]))
 
 
 def tiles_html(made: Sequence[Tile]) -> str:
@@ -78,9 +105,11 @@ def tiles_html(made: Sequence[Tile]) -> str:
     return f'<dl class="tiles" style="--across:{across}">{body}</dl>'
 
 
-def _curves(metrics: Metrics, ident: str, buckets: int) -> str:
+def _curves(run: Run, ident: str, buckets: int) -> str:
+    metrics, algorithm = run.metrics, run.options.get("algorithm")
+    recorded = isinstance(algorithm, dict) and algorithm.get("answers") == "recorded"
     parts = [name for name in metrics.columns if name.startswith("reward/")]
-    reward = Plan("Reward", "mean over a step's answers, and its parts", ("reward", *parts[:PARTS]))
+    reward = Plan("Reward", f"mean over a step's {'recorded ' * recorded}answers, and its parts", ("reward", *parts[:PARTS]))
     planned = {name for plan in (reward, *PLANS) for name in plan.names}
     rest = [n for n in metrics.columns if n not in planned and not n.startswith("time/") and n != "tokens"]
     rest.sort()
@@ -102,7 +131,8 @@ def _drawn(metrics: Metrics, plans: Sequence[Plan], ident: str, buckets: int, wi
     ends = (int(metrics.steps[0]), int(metrics.steps[-1]))
     out, constant = [], []
     for at, plan in enumerate(plans):
-        drawn = [c for name in plan.names if (c := curve(metrics, name, buckets, plan.log, plan.exact))]
+        log = plan.log and any((metrics.get(name) > 0).any() for name in plan.names)
+        drawn = [c for name in plan.names if (c := curve(metrics, name, buckets, log, plan.exact))]
         still = [c for c in drawn if c.low.min() == c.high.max() and len(metrics.steps) > 1]
         faults = [
             f"{name} was NaN or infinite at {number(times)} step{'s'[: int(times > 1)]}, first at step {first:,}."
@@ -113,7 +143,7 @@ def _drawn(metrics: Metrics, plans: Sequence[Plan], ident: str, buckets: int, wi
         moving = [c for c in drawn if c not in still or faults]
         constant += [f"{c.name} {number(c.smooth[-1])}" for c in still if c not in moving]
         if moving:
-            scale = frame(moving, plan.log, plan.threshold[0] if plan.threshold else None)
+            scale = frame(moving, log, plan.threshold[0] if plan.threshold else None)
             wider, name = plan.title == wide, f"{ident}-{at}"
             out.append(lines(name, plan.title, plan.hint, moving, scale, ends, plan.threshold, wider, faults))
         elif faults:
