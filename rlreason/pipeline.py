@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -252,13 +253,18 @@ def run(pipeline: Pipeline, redo: bool = False) -> dict[str, Any]:
     if isinstance(pipeline.base, dict):
         _make_base(pipeline)
     summaries = {}
-    for name, config in pipeline.stages.items():
-        if redo and manifest.changes(config, out):
-            stages.aside(Path(config.out), out / STALE)
-        summaries[name] = stages.run(config, name, began, out)
-        if config.eval.gate == "stop" and (worse := summaries[name].get("regressions")):
-            raise Regressed(f"stage {name} made the model worse than it was, so the pipeline stops (eval.gate: stop):",
-                            worse, f"    {name}.eval.gate=report goes on all the same; nothing is done again")  # fmt: skip
+    with ExitStack() as stack:
+        for name, config in pipeline.stages.items():
+            if redo and manifest.changes(config, out):
+                stages.aside(Path(config.out), out / STALE)
+            if stages.wants_engines(config):
+                from rlreason import cluster
+
+                stack.enter_context(cluster.connected())
+            summaries[name] = stages.run(config, name, began, out)
+            if config.eval.gate == "stop" and (worse := summaries[name].get("regressions")):
+                raise Regressed(f"stage {name} made the model worse than it was, so the pipeline stops (eval.gate: stop):",
+                                worse, f"    {name}.eval.gate=report goes on all the same; nothing is done again")  # fmt: skip
     summary = combined(list(summaries.values())) | {"stages": list(summaries)}
     checkpoint.write_atomic(out / "summary.json", json.dumps(summary, indent=1))
     return summary

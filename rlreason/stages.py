@@ -55,6 +55,11 @@ def run(config: Config, name: str, began: float | None = None, root: Path | None
         return summary
 
 
+def wants_engines(config: Config) -> bool:
+    """Is there something left to do for which processes are started?"""
+    return config.kind != "export" and not config.sample.teacher and not _done(Path(config.out))
+
+
 def _done(out: Path) -> bool:
     made = manifest.read(out)
     return made is not None and made["state"] == "done"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlreason.cluster import Placement, clash, place
+from rlreason.placement import Placement, clash, place
 from rlreason.config import Config, LearnerConfig, LoopConfig, RolloutConfig
 from rlreason.errors import ResourceError
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 
 SCRIPT = """
 import asyncio, json, os, sys
-from rlreason.cluster import Placement, environment
+from rlreason.placement import Placement, environment
 os.environ.update(environment(Placement("cpu", False, "shm", 1, 1)))
 import torch
 from transformers import AutoModelForCausalLM

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 COMMON = """
 import json, os, sys
 from dataclasses import replace
-from rlreason.cluster import Placement, environment
+from rlreason.placement import Placement, environment
 os.environ.update(environment(Placement("cpu", False, "shm", 1, 1)))
 import numpy as np, torch
 from rlreason.algorithms import ADVANTAGES, CORRECTIONS, LOSSES
