@@ -87,7 +87,8 @@ def train(parsed: argparse.Namespace) -> None:
         stages.aside(out)
     if many:
         for name, stage in many.stages.items():
-            _print_table(name, stage)
+            if not stages.done(Path(stage.out)):
+                _print_table(name, stage)
         summary = pipeline.run(many, parsed.redo)
     else:
         _print_table(parsed.recipe.stem, config)

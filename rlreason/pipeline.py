@@ -217,7 +217,7 @@ def check(pipeline: Pipeline, redo: bool) -> None:
 
     problems: list[str] = []
     for name, config in pipeline.stages.items():
-        if (made := manifest.read(Path(config.out))) and made["state"] == "done":
+        if stages.done(Path(config.out)):
             continue
         later = [*pipeline.needs.get(name, {})]
         if isinstance(pipeline.base, dict) and config.model == str(pipeline.out / BASE):

@@ -33,13 +33,13 @@ def run(config: Config, name: str, began: float | None = None, root: Path | None
     that this is a stage of.
     """
     out, begin = Path(config.out), time.time()
-    tasks = None if (done := _done(out)) else inputs(config)
+    tasks = None if (over := done(out)) else inputs(config)
     with claimed(out):
         if changed := manifest.changes(config, root):
             more = [f"… and {len(changed) - 8} more"] if len(changed) > 8 else []
             raise RecipeError([f"out: {out} holds a run of another recipe:", *(f"    {one}" for one in [*changed[:8], *more]),
                                "    give this one its own out=…, or say --fresh"])  # fmt: skip
-        if done:
+        if over:
             return read_summary(out)
         checkpoint.write_atomic(out / "recipe.yaml", to_yaml(config))
         manifest.begin(config, name, root)
@@ -57,10 +57,11 @@ def run(config: Config, name: str, began: float | None = None, root: Path | None
 
 def wants_engines(config: Config) -> bool:
     """Is there something left to do for which processes are started?"""
-    return config.kind != "export" and not config.sample.teacher and not _done(Path(config.out))
+    return config.kind != "export" and not config.sample.teacher and not done(Path(config.out))
 
 
-def _done(out: Path) -> bool:
+def done(out: Path) -> bool:
+    """Is the run in `out` at its end?"""
     made = manifest.read(out)
     return made is not None and made["state"] == "done"
 
