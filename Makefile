@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := rlreason tests benchmarks
+SOURCES := rlreason tests benchmarks recipes docs/r1_curves.py
+TESTS ?= not gpu
 
 .PHONY: env quickstart test lint check bench lock
 env: $(READY)
@@ -15,8 +16,8 @@ $(READY): requirements/cpu.lock requirements/dev.lock requirements/install.sh py
 quickstart: env  # a small model learns to reason: accuracy before and after, and a report
 	$(BIN)/rlreason train recipes/quickstart.yaml --fresh
 
-test: env  # every test
-	$(BIN)/pytest
+test: env  # every test; TESTS="not gpu and not long" leaves out the long ones
+	$(BIN)/pytest -m "$(TESTS)"
 
 lint: env  # format, lint, types
 	$(BIN)/ruff format --check $(SOURCES)

@@ -44,6 +44,7 @@ def test_it_is_quick(quickstart):
     assert quickstart.seconds < 360
 
 
+@pytest.mark.long
 def test_as_much_time_of_imitation_does_not_do_it(quickstart, tmp_path):
     spent = sum(row["time/step"] for row in rows("reason"))
     out = tmp_path / "control"

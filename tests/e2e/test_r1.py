@@ -8,7 +8,7 @@ from real import ROOT, Run, rlreason
 
 from rlreason import manifest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(1500)]
 OUT = ROOT / "runs" / "r1-mini"
 
 
