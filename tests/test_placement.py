@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlreason.placement import Placement, clash, place
 from rlreason.config import Config, LearnerConfig, LoopConfig, RolloutConfig
 from rlreason.errors import ResourceError
+from rlreason.placement import Placement, clash, place
 
 
 def config(learners=1, rollouts=1, max_lag=0, device="auto", transport="auto", **vllm) -> Config:
