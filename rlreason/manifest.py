@@ -51,7 +51,8 @@ def begin(config: Config, name: str, root: Path | None = None) -> None:
     """Write down what the stage is made from. `root`: the folder of the pipeline that it is a stage of."""
     out = Path(config.out)
     before = read(out)
-    kept = {key: before[key] for key in ("began", "weights") if before and key in before} if begun(before) else {}
+    kept = {key: before[key] for key in ("began", "weights") if key in before} if before and begun(before) else {}
+    known = before["inputs"] if before else {}
     made = {
         "stage": name,
         "kind": config.kind,
@@ -59,7 +60,7 @@ def begin(config: Config, name: str, root: Path | None = None) -> None:
         "began": time.time(),
         "seed": config.seed,
         "code": code(),
-        "inputs": {key: told(path, root) for key, path in inputs(config).items()},
+        "inputs": {key: told(path, root, known.get(key)) for key, path in inputs(config).items()},
         "recipe": options(config, root),
     }
     _write(out, made | kept)
@@ -143,12 +144,16 @@ def _source(name: str) -> str:
     return found.origin if found and found.origin and Path(found.origin).is_file() else ""
 
 
-def told(path: str, root: Path | None) -> Entry:
-    """An input as the manifest has it; one that is not a file here has only its name."""
+def told(path: str, root: Path | None, known: Entry | None = None) -> Entry:
+    """An input as the manifest has it; one that is not a file here has only its name. `known`: as it was told before."""
     about: Entry = {"path": path}
     if root and Path(path).is_relative_to(root):
         about["stage"] = Path(path).relative_to(root).parts[0]
-    return about | (entry(Path(path)) if Path(path).exists() else {})
+    if not Path(path).exists():
+        return about
+    if known and known.get("seen") == _seen(Path(path)):  # not touched since, and it may be a terabyte
+        return known | about
+    return about | entry(Path(path))
 
 
 def entry(path: Path) -> Entry:

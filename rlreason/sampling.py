@@ -139,7 +139,8 @@ async def answering(config: Config, display: Display) -> AsyncIterator[tuple[Rol
     display.say(f"starting {config.rollout.workers} engines …")
     async with cluster.start(config, path, False, 0, config.rollout.workers) as (_, rollouts):
         await rollouts.load({"kind": "file", "path": str(Path(path).absolute())}, 0)
-        yield rollouts, manifest.weights_of(Path(path))
+        held = (manifest.read(Path(config.out)) or {}).get("weights", {})
+        yield rollouts, held.get("begin") or manifest.weights_of(Path(path))
 
 
 def written(group: Group, metric: str) -> Answered:
