@@ -20,10 +20,11 @@ from typing import Any
 from rlreason import checkpoint, evaluate, manifest, model
 from rlreason.config import Config, LoopConfig
 from rlreason.display import Display, duration
-from rlreason.errors import Interrupted
+from rlreason.errors import Interrupted, RolloutError
 from rlreason.loop import Rollout, train
 from rlreason.metrics import Journal
 from rlreason.rewards.pool import Pool
+from rlreason.rewards.pool.budget import Budget
 from rlreason.signals import stopping
 from rlreason.tasks import Tasks, origin
 from rlreason.types import Group, Metrics, Task
@@ -86,12 +87,14 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
     """Ask, judge, write; then `samples.jsonl` (kind: sample), `answers.jsonl` and `scores.json`. Returns the summary."""
     begin, out = time.time(), Path(config.out)
     harvest = Harvest(config)
-    wanted = len(tasks.held_out) if config.kind == "eval" else config.sample.tasks or len(tasks.rows)
-    samples = config.eval.samples if config.kind == "eval" else config.loop.samples
+    if config.kind == "eval":
+        wanted, samples = len(tasks.held_out), config.eval.samples
+        left = islice(tasks.held_out, harvest.cursor, wanted)
+    else:
+        wanted, samples = config.sample.tasks or len(tasks.rows), config.loop.samples
+        left = islice(tasks.stream(harvest.cursor), max(0, wanted - harvest.cursor))
     steps = math.ceil(wanted / config.loop.groups)
     loop: LoopConfig = replace(config.loop, samples=samples, steps=steps, save_every=1)
-    left = islice(tasks.held_out if config.kind == "eval" else tasks.stream(harvest.cursor), *(
-        (harvest.cursor, wanted) if config.kind == "eval" else (max(0, wanted - harvest.cursor),)))  # fmt: skip
     with Display(name, steps) as display, stopping() as stop:
         journal = Journal(config, harvest.version)
         journal.event("start", step=harvest.version, resumed=harvest.version > 0)
@@ -100,8 +103,10 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
         if harvest.cursor < wanted:
             async with answering(config, display) as (rollout, source):
                 manifest.amend(out, weights={"begin": source})
+                budget = Budget(config.rewards.failures, loop.groups * samples, journal.event, display.say)
                 await train(
                     loop, left, Steady(rollout, harvest.version), harvest, cursor=harvest.cursor, stop=stop,
+                    keep=budget.watch(lambda group: True),  # what could not be judged is told, and not replaced
                     log=lambda step, groups, metrics: display.step(journal.step(step, groups, metrics)),
                 )  # fmt: skip
             if stop():
@@ -110,7 +115,7 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
                 )
         source = (manifest.read(out) or {}).get("weights", {}).get("begin")
         result = evaluate.evaluation(harvest.written(), config.eval.k if config.kind == "eval" else [1], config.seed)
-        summary = _finish(config, harvest, result, source) | journal.totals(began, begin, harvest.version)
+        summary = _finish(config, harvest, result, wanted, source) | journal.totals(began, begin, harvest.version)
         journal.event("end", step=harvest.version)
         journal.close()
         display.say(f"{summary['told']}; {duration(summary['seconds'])}")
@@ -215,7 +220,7 @@ def demonstrations(rows: Iterable[Answered], config: Config, source: str | None)
             yield {key: value for key, value in made.items() if value is not None}
 
 
-def _finish(config: Config, harvest: Harvest, result: evaluate.Evaluation, source: str | None) -> dict[str, Any]:
+def _finish(config: Config, harvest: Harvest, result: evaluate.Evaluation, wanted: int, source: str | None) -> dict[str, Any]:
     """Write what the answers come to, whole or not at all; returns its part of the summary."""
     out = Path(config.out)
     checkpoint.write_lines(out / "answers.jsonl", harvest.written())
@@ -228,22 +233,28 @@ def _finish(config: Config, harvest: Harvest, result: evaluate.Evaluation, sourc
         "model": config.model,
     }
     if config.kind == "eval":
-        return summary | {"told": f"{len(result.tasks)} tasks, {config.eval.samples} answers each" + _unjudged(result)}
+        return summary | {"told": f"{len(result.tasks)} tasks, {config.eval.samples} answers each" + _missing(wanted, result)}
     checkpoint.write_lines(out / "samples.jsonl", demonstrations(harvest.written(), config, source))
     why = Counter(reason for row in harvest.written() for reason in reasons(row, config))
     asked, kept = sum(why.values()), sum(1 for _ in (out / "samples.jsonl").open("rb"))
     left_out = dict(why.most_common()) | {"beyond the best": why["beyond the best"] + why.pop("") - kept}  # of later epochs
     left_out.pop("", None)
     told = ", ".join(f"{number} {name}" for name, number in left_out.items() if number)
+    if not kept:
+        raise RolloutError(f"of {asked} answers none was kept ({told}), so there is nothing to learn from: see sample.keep and "
+                           "sample.least")  # fmt: skip
     return summary | {
         "samples": kept,
         "left_out": left_out,
-        "told": f"kept {kept} of {asked} answers" + (f" (not: {told})" if told else ""),
+        "told": f"kept {kept} of {asked} answers" + (f" (not: {told})" if told else "") + _missing(wanted, result),
     }
 
 
-def _unjudged(result: evaluate.Evaluation) -> str:
-    return f"; {result.unjudged} tasks could not be judged" if result.unjudged else ""
+def _missing(wanted: int, result: evaluate.Evaluation) -> str:
+    """The tasks that have no score, and why."""
+    overlong = wanted - len(result.tasks) - result.unjudged
+    parts = {"could not be judged": result.unjudged, "had too long a prompt": overlong}
+    return "".join(f"; {number} tasks {why}" for why, number in parts.items() if number)
 
 
 def clear(out: Path) -> None:

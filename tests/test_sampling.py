@@ -191,3 +191,19 @@ def test_a_teacher_writes_what_a_student_then_imitates(tmp_path, monkeypatch, ca
     assert summary["samples"] == 20
     assert summary["left_out"]["exact"] == sum(body["seed"] % 4 == 0 for body in Chat.asked)
     assert "kept 20 of 40 answers" in capsys.readouterr().out
+
+
+def test_an_answer_that_cannot_be_judged_is_told_and_not_replaced(tmp_path):
+    """The second of three tasks has no answer that anybody could judge: it is a row all the same."""
+
+    class Dark(Echo):
+        async def sample(self, task, n):
+            return Group(task, [answer("?", None if task.id.endswith("1") else 1.0, form=1.0)])
+
+    made = config(tmp_path)
+    harvest = Harvest(made)
+    stream = [Task(f"t{i}", "p", "a") for i in range(3)]
+    loop = LoopConfig(groups=2, samples=1, steps=2, save_every=1)
+    asyncio.run(train(loop, iter(stream), Steady(Dark(), 0), harvest, keep=lambda group: True))
+    assert [row["task"] for row in harvest.written()] == ["t0", "t1", "t2"]
+    assert [reasons(row, made) for row in harvest.written()] == [[""], ["unjudged"], [""]]
