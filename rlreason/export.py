@@ -6,7 +6,6 @@ The work is a process of its own, `python -m rlreason.export SOURCE TARGET`, so 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import hashlib
 import json
@@ -27,11 +26,10 @@ from rlreason.config import Config
 from rlreason.display import Display, duration
 from rlreason.errors import Failure, Interrupted, RecipeError, ResourceError, StorageError
 from rlreason.lineage import maker
-from rlreason.signals import stopping
+from rlreason.signals import die_with, stopping
 from rlreason.tasks.prompts import chat_template
 
 SAID = "rlreason: "  # begins the lines of its log that are told to people
-PARENT_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 TYPES = {name: ours for ours, name in manifest.NAMES.items()}  # safetensors' dtype -> torch's
 ROWS, LENGTH = 4, 32  # sequences of tokens that logits are compared on, and how long they are at most
 WORDS = [
@@ -148,10 +146,8 @@ def _failure(code: int, log: str, what: str) -> Failure:
 
 def main(source: str, target: str, parent: int = 0) -> int:
     """Write `source` to the new directory `target`; on stdin comes its chat template, as JSON, or null."""
-    if parent:
-        ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)  # else it writes on while the same command runs again
-        if os.getppid() != parent:
-            return 1
+    if parent and not die_with(parent):
+        return 1
     try:
         about = convert(Path(source), Path(target), json.loads(sys.stdin.read() or "null") if parent else None)
     except Failure as failure:

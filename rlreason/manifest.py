@@ -6,8 +6,9 @@ import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rlreason import __version__, checkpoint
 from rlreason.config import Config
 from rlreason.errors import StorageError
 from rlreason.recipe import leaves
+from rlreason.tasks.mixture import rewards as mixed
 
 FILE = "manifest.json"
 OUTPUTS = {  # what a kind of stage makes, for others to take
@@ -36,23 +38,27 @@ def read(out: Path) -> Manifest | None:
     path = out / FILE
     if not path.exists():
         return None
-    made = checkpoint.read_json(path)
-    if not isinstance(made, dict) or "state" not in made:
-        raise StorageError(f"{path} is damaged: it does not say its state")
-    return made
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        made = None
+    whole = isinstance(made, dict) and {"state", "recipe", "inputs"} <= made.keys()
+    return made if whole else {"state": "damaged", "recipe": {}, "inputs": {}}
 
 
 def begun(made: Manifest | None) -> bool:
     """Is there work that a changed recipe would mix with its own? A start that failed before it had weights is none."""
-    return made is not None and (made["state"] == "done" or "weights" in made)
+    return made is not None and (made["state"] in ("done", "damaged") or "weights" in made)
 
 
-def begin(config: Config, name: str, root: Path | None = None) -> None:
-    """Write down what the stage is made from. `root`: the folder of the pipeline that it is a stage of."""
+def begin(config: Config, name: str, root: Path | None = None, rewards: Collection[str] = ()) -> None:
+    """Write down what the stage is made from. `root`: the folder of the pipeline that it is a stage of. `rewards`: those
+    that the tasks name themselves."""
     out = Path(config.out)
     before = read(out)
     kept = {key: before[key] for key in ("began", "weights") if key in before} if before and begun(before) else {}
     known = before["inputs"] if before else {}
+    rewards = sorted(rewards)
     made = {
         "stage": name,
         "kind": config.kind,
@@ -60,7 +66,8 @@ def begin(config: Config, name: str, root: Path | None = None) -> None:
         "began": time.time(),
         "seed": config.seed,
         "code": code(),
-        "inputs": {key: told(path, root, known.get(key)) for key, path in inputs(config).items()},
+        "rewards": rewards,
+        "inputs": {key: told(path, root, known.get(key)) for key, path in inputs(config, rewards).items()},
         "recipe": options(config, root),
     }
     _write(out, made | kept)
@@ -78,21 +85,30 @@ def finish(config: Config, seconds: float) -> None:
     amend(out, state="done", ended=time.time(), seconds=round(seconds, 3), outputs=outputs)
 
 
-def changes(config: Config, root: Path | None = None) -> list[str]:
-    """Why what was made in `config.out` is not what `config` would make now; nothing if it is."""
+def changes(config: Config, root: Path | None = None, elsewhere: bool = False) -> list[str]:
+    """Why what was made in `config.out` is not what `config` would make now; nothing if it is.
+
+    `elsewhere`: this is not the directory where it was made, so files that are not there by their relative path say
+    nothing.
+    """
     out = Path(config.out)
     made = read(out)
+    if made is None and any((out / "checkpoints").glob("v*")):
+        return [f"{out} has checkpoints, but no {FILE} that says of what"]
     if made is None or not begun(made):
         return []
+    if made["state"] == "damaged":
+        return [f"{out / FILE} is damaged, so nobody knows what this was made from"]
     old, new, default = made["recipe"], json.loads(json.dumps(options(config, root))), options(Config())
     found = [
         f"{key} was {was!r}, is {now!r}"
         for key in sorted({*old, *new})
         if (was := old.get(key, default.get(key))) != (now := new.get(key, default.get(key)))
     ]
-    paths = inputs(config)
+    paths = inputs(config, made.get("rewards", ()))
     for key, was in made["inputs"].items():
-        if key in paths and not same(paths[key], was):
+        lost = elsewhere and not Path(paths.get(key, "")).exists() and not Path(was["path"]).is_absolute()
+        if key in paths and not lost and not same(paths[key], was):
             gone = "sha256" in was and not Path(paths[key]).exists()
             found.append(f"{key}: {paths[key]} {'is not there any more' if gone else 'is not what it was'}")
     for name, was in made.get("outputs", {}).items():
@@ -113,8 +129,9 @@ def options(config: Config, root: Path | None = None) -> dict[str, Any]:
     return {k: placed(v) for k, v in leaves(said) if not any(k == free or k.startswith(f"{free}.") for free in FREE)}
 
 
-def inputs(config: Config) -> dict[str, str]:
-    """What a stage reads beside its recipe: option -> a path, or a name for a hub. Functions of one's own are files."""
+def inputs(config: Config, rewards: Collection[str] = ()) -> dict[str, str]:
+    """What a stage reads beside its recipe: option -> a path, or a name for a hub. Functions of one's own are files, and
+    so is what those import from beside them. `rewards`: those that tasks name themselves."""
     tasks = config.tasks
     given = {"model": config.model if isinstance(config.model, str) else "", "export.scores": config.export.scores}
     if config.kind != "export":
@@ -125,23 +142,35 @@ def inputs(config: Config) -> dict[str, str]:
         given |= {
             f"rewards.options.{name}.model": str(o["model"]) for name, o in config.rewards.options.items() if "model" in o
         }
-        mixed = [str(source.get("generate", "")) for source in tasks.mixture.values()]
         algorithm = config.algorithm
-        names = [tasks.generate, *mixed, *tasks.reward, algorithm.loss, algorithm.advantage, algorithm.correction]
-        given |= {f"code of {name}": path for name in names if (path := _source(name))}
+        names = [tasks.generate, *tasks.reward, *rewards, algorithm.loss, algorithm.advantage, algorithm.correction]
+        for source in tasks.mixture.values():
+            names += [str(source.get("generate", "")), *(mixed(source["reward"]) if "reward" in source else ())]
+        for name in names:
+            given |= _sources(name)
     return {key: path for key, path in given.items() if path}
 
 
-def _source(name: str) -> str:
-    """The file of a function that is named my_module.my_function; "" for ours."""
+def _sources(name: str) -> dict[str, str]:
+    """The file of a function that is named my_module.my_function, and those that it imports from beside it; none of
+    ours, and none that are installed."""
     module, dot, _ = name.rpartition(".")
-    if not dot or module in ("gym", "rlreason") or module.startswith("rlreason."):
-        return ""
+    if not dot or module.split(".")[0] in ("gym", "rlreason"):
+        return {}
     try:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
-        return ""
-    return found.origin if found and found.origin and Path(found.origin).is_file() else ""
+        return {}
+    file = Path(found.origin) if found and found.origin else None
+    if file is None or not file.is_file() or "site-packages" in file.parts:
+        return {}
+    finder = ModuleFinder([str(file.parents[module.count(".")])])
+    try:
+        finder.run_script(str(file))
+    except SyntaxError:  # told when it is imported
+        return {f"code of {module}": str(file)}
+    files: set[str] = {file for part in finder.modules.values() if (file := getattr(part, "__file__", None))}
+    return {f"code of {Path(path).stem}": path for path in sorted(files)}
 
 
 def told(path: str, root: Path | None, known: Entry | None = None) -> Entry:

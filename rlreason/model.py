@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlreason.errors import RecipeError
+from rlreason.signals import die_with
 from rlreason.types import Task
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -144,5 +145,5 @@ def write_tokenizer(target: Path, characters: str) -> int:
     return int(tokenizer.get_vocab_size())
 
 
-if __name__ == "__main__":  # a process of its own, so that who describes a run need not load torch
+if __name__ == "__main__" and die_with(int(sys.argv[3])):  # a process of its own: who describes a run need not load torch
     draw(sys.argv[1], int(sys.argv[2]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -83,6 +85,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     places: dict[str, str] = {}
     taken: dict[str, list[Reference]] = {}
     for name, stage in stages.items():
+        if not isinstance(name, str):
+            problems.append(f"{source}: stages: {name!r} is no word, and YAML reads it as one only in quotes")
+            continue
         where = places[name] = f"{source}:{lines[f'stages.{name}']}: stages.{name}"
         resolved[name], taken[name] = Config(), []
         if name in options or not name.replace("-", "").replace("_", "").isalnum():
@@ -111,7 +116,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     needs = {name: {r.key: r.stage for r in taken[name]} for name in order}
-    seed = next((s.value for s in common if s.key == "seed"), 0)
+    everywhere = [*common, *recipe.command_line([o for o in mine if o.startswith("seed=")])[0]]
+    seed = next((s.value for s in reversed(everywhere) if s.key == "seed"), 0)
     return Pipeline(out, {name: resolved[name] for name in order}, base, int(seed), needs)
 
 
@@ -170,6 +176,8 @@ def _bound(resolved: dict[str, Config], name: str, reference: Reference, out: Pa
     if not reference.file and kind in TAKES:
         recipe.put(resolved[name], reference.key, str(out / reference.stage / TAKES[kind]))
         return []
+    if reference.file == "weights/best" and not resolved[reference.stage].eval.every:
+        return [f"{reference.where}: {reference.key}: ${reference.stage}/weights/best: there is none without eval.every in it"]
     if reference.file in makes:
         return []
     asked = f"${reference.stage}" + f"/{reference.file}" * bool(reference.file)
@@ -244,8 +252,14 @@ def run(pipeline: Pipeline, redo: bool = False) -> dict[str, Any]:
 
     began = time.time()
     check(pipeline, redo)
+    with stages.claimed(pipeline.out):
+        return _run(pipeline, redo, began)
+
+
+def _run(pipeline: Pipeline, redo: bool, began: float) -> dict[str, Any]:
+    from rlreason import stages
+
     out = pipeline.out
-    out.mkdir(parents=True, exist_ok=True)
     whole = {"stages": {name: OmegaConf.to_container(OmegaConf.structured(c)) for name, c in pipeline.stages.items()}}
     checkpoint.write_atomic(out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(whole)))
     graph = {"base": pipeline.base, "seed": pipeline.seed, "needs": pipeline.needs}
@@ -272,16 +286,21 @@ def run(pipeline: Pipeline, redo: bool = False) -> dict[str, Any]:
 
 def _make_base(pipeline: Pipeline) -> None:
     """Draw the weights of the model that the stages begin with, once, so that all begin with the same bytes."""
+    from rlreason import stages
+
     folder = pipeline.out / BASE
     if (folder / MADE).exists() and not _base_changed(pipeline):
         return
-    model.make(pipeline.base, folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "rlreason.model", str(folder), str(pipeline.seed)], capture_output=True, text=True, check=False
-    )
+    partial = pipeline.out / f".{BASE}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.make(pipeline.base, partial)
+    command = [sys.executable, "-m", "rlreason.model", str(partial), str(pipeline.seed), str(os.getpid())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failure(f"base: the model could not be made:\n{done.stderr[-2000:]}")
-    checkpoint.write_atomic(folder / MADE, json.dumps({"base": pipeline.base, "seed": pipeline.seed}))
+    checkpoint.write_atomic(partial / MADE, json.dumps({"base": pipeline.base, "seed": pipeline.seed}))
+    stages.aside(folder, pipeline.out / STALE)
+    partial.rename(folder)  # whole or not there
 
 
 def _base_changed(pipeline: Pipeline) -> bool:

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import islice
@@ -20,7 +20,7 @@ from typing import Any
 from rlreason import checkpoint, evaluate, manifest, model
 from rlreason.config import Config, LoopConfig
 from rlreason.display import Display, duration
-from rlreason.errors import Interrupted, RolloutError
+from rlreason.errors import Interrupted, RecipeError, RolloutError
 from rlreason.loop import Rollout, train
 from rlreason.metrics import Journal
 from rlreason.rewards.pool import Pool
@@ -39,13 +39,19 @@ class Harvest:
         self.config, self.folder = config, Path(config.out) / "answers"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows: list[Answered] = []
+        self.ids: set[str] = set()  # of the tasks that were answered
         self.version = 0
         while self._file(self.version + 1).exists():
             self.version += 1
+        self.ids |= {row["task"] for row in self.written()}
         self.cursor = checkpoint.read_json(self._file(self.version))["cursor"] if self.version else 0
 
     async def step(self, groups: list[Group]) -> Metrics:
         self.rows = [written(group, self.config.metric) for group in groups]
+        for row in self.rows:
+            if row["task"] in self.ids:
+                raise RecipeError([f"tasks: two have the id {row['task']!r}, and results are told by id"])
+            self.ids.add(row["task"])
         self.version += 1
         return {"kept": sum(len(chosen(row, self.config)) for row in self.rows)} if self.config.kind == "sample" else {}
 
@@ -173,17 +179,23 @@ def refused(row: Answered, sample: dict[str, Any], config: Config) -> str:
     return ""
 
 
-def chosen(row: Answered, config: Config) -> list[int]:
-    """Which answers to a task are kept, best first: none that is refused, no text twice, `sample.best` at most."""
-    order = {
-        "reward": lambda i: (-row["samples"][i]["reward"], i),
-        "shortest": lambda i: (row["samples"][i]["length"], i),
-        "first": lambda i: (i,),
-    }[config.sample.by]
+def ranked(row: Answered, config: Config) -> list[int]:
+    """The answers to a task that are not refused, best first, and no text twice."""
     good = [i for i, sample in enumerate(row["samples"]) if not refused(row, sample, config)]
-    distinct = {row["samples"][i]["text"]: i for i in sorted(good, key=order, reverse=True)}.values()
-    best = sorted(distinct, key=order)
-    return best[: config.sample.best] if config.sample.best else best
+    distinct: dict[str, int] = {}
+    for i in sorted(good, key=lambda i: (_worth(row["samples"][i], config), i)):
+        distinct.setdefault(row["samples"][i]["text"], i)
+    return list(distinct.values())
+
+
+def _worth(sample: dict[str, Any], config: Config) -> float:
+    """What answers are sorted by, smallest first."""
+    return {"reward": -(sample["reward"] or 0.0), "shortest": sample["length"], "first": 0}[config.sample.by]
+
+
+def chosen(row: Answered, config: Config) -> list[int]:
+    """Which answers to a task are kept, best first: `sample.best` of those that are `ranked`."""
+    return ranked(row, config)[: config.sample.best or None]
 
 
 def reasons(row: Answered, config: Config) -> list[str]:
@@ -200,19 +212,25 @@ def reasons(row: Answered, config: Config) -> list[str]:
     return told
 
 
-def demonstrations(rows: Iterable[Answered], config: Config, source: str | None) -> Iterator[dict[str, Any]]:
+def demonstrations(rows: Callable[[], Iterable[Answered]], config: Config, source: str | None) -> Iterator[dict[str, Any]]:
     """The kept answers as tasks that a later stage imitates, each with the ids of what it came from.
 
-    The prompt stands there as it was asked, template and system message included. A task that comes again in a later
-    epoch has `sample.best` answers in all.
+    The prompt stands there as it was asked, template and system message included. Of a task that comes again in later
+    epochs the best of all its answers are kept. `rows` are read twice, for they may not fit into memory.
     """
-    had: Counter[str] = Counter()
-    for row in rows:
-        base = origin(row["task"])[0]
-        for i in chosen(row, config):
-            if config.sample.best and had[base] >= config.sample.best:
-                break
-            had[base] += 1
+    pool: dict[str, list[tuple[float, int, int, int]]] = {}  # task -> (worth, row, place in it, text) of each good answer
+    for number, row in enumerate(rows()):
+        for i in ranked(row, config):
+            sample = row["samples"][i]
+            pool.setdefault(origin(row["task"])[0], []).append((_worth(sample, config), number, i, hash(sample["text"])))
+    kept: set[tuple[int, int]] = set()
+    for answers in pool.values():
+        distinct: dict[int, tuple[int, int]] = {}
+        for _, number, i, text in sorted(answers):
+            distinct.setdefault(text, (number, i))
+        kept |= set([*distinct.values()][: config.sample.best or None])
+    for number, row in enumerate(rows()):
+        for i in (i for i in ranked(row, config) if (number, i) in kept):
             sample = row["samples"][i]
             made = {"id": f"{row['task']}#{i}", "prompt": row["prompt"], "answer": row["answer"], "response": sample["text"]}
             made |= {"reward": row["rewards"], "info": row["info"], "domain": row["domain"] or None}
@@ -234,7 +252,7 @@ def _finish(config: Config, harvest: Harvest, result: evaluate.Evaluation, wante
     }
     if config.kind == "eval":
         return summary | {"told": f"{len(result.tasks)} tasks, {config.eval.samples} answers each" + _missing(wanted, result)}
-    checkpoint.write_lines(out / "samples.jsonl", demonstrations(harvest.written(), config, source))
+    checkpoint.write_lines(out / "samples.jsonl", demonstrations(harvest.written, config, source))
     why = Counter(reason for row in harvest.written() for reason in reasons(row, config))
     asked, kept = sum(why.values()), sum(1 for _ in (out / "samples.jsonl").open("rb"))
     left_out = dict(why.most_common()) | {"beyond the best": why["beyond the best"] + why.pop("") - kept}  # of later epochs

@@ -1,11 +1,22 @@
-"""What a signal asks of a run: to end after its step, or at once."""
+"""What a signal asks of a run: to end after its step, or at once; and how a child ends with its parent."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+PARENT_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+
+
+def die_with(parent: int) -> bool:
+    """Let this process be killed when `parent`, which started it, ends: else it writes on while the same command runs
+    again. False if it is over already."""
+    ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
+    return os.getppid() == parent
 
 
 @contextmanager

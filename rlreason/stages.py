@@ -36,18 +36,20 @@ def run(config: Config, name: str, began: float | None = None, root: Path | None
     tasks = None if (over := done(out)) else inputs(config)
     with claimed(out):
         if changed := manifest.changes(config, root):
-            more = [f"… and {len(changed) - 8} more"] if len(changed) > 8 else []
-            raise RecipeError([f"out: {out} holds a run of another recipe:", *(f"    {one}" for one in [*changed[:8], *more]),
+            told = [f"    {one}" for one in changed[:8]] + [f"    … and {len(changed) - 8} more"] * (len(changed) > 8)
+            raise RecipeError([f"out: {out} holds other work than this recipe makes:", *told,
                                "    give this one its own out=…, or say --fresh"])  # fmt: skip
         if over:
             return read_summary(out)
         checkpoint.write_atomic(out / "recipe.yaml", to_yaml(config))
-        manifest.begin(config, name, root)
+        named = {reward for task in tasks.examples() for reward in task.reward or ()} if tasks else set()
+        manifest.begin(config, name, root, named)
         try:
             summary = asyncio.run(KINDS[config.kind](config, name, tasks, began or begin))
-        except Failure as failure:
-            state = "stopped" if isinstance(failure, Interrupted) else "failed"
-            manifest.amend(out, state=state, why=str(failure)[:2000])
+        except Exception as error:
+            state = "stopped" if isinstance(error, Interrupted) else "failed"
+            why = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+            manifest.amend(out, state=state, why=why[:2000])
             raise
         checkpoint.write_atomic(out / "summary.json", json.dumps(summary, indent=1))
         manifest.finish(config, time.time() - begin)
@@ -182,6 +184,8 @@ async def score_model(config: Config, name: str) -> Score:
 
 def aside(out: Path, where: Path | None = None) -> None:
     """Move an old run out of the way, to `where` if that is said; nothing is deleted."""
+    if running(out):
+        raise StorageError(f"out: another process is running in {out}; wait for it, or give this run its own")
     if out.exists():
         place = where or out.parent
         place.mkdir(parents=True, exist_ok=True)

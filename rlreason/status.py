@@ -58,13 +58,16 @@ def stages(out: Path) -> list[Stage]:
 
 def _stage(name: str, out: Path, options: dict[str, Any], takes: list[str], root: Path | None) -> Stage:
     made = manifest.read(out) or {}
+    said = str(options.get("out", out))
+    if root:  # where it lay when it was made, and was called what it was called from there
+        options = _moved(options, str(Path(said).parent), str(root))
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), options | {"out": str(out)}))
     assert isinstance(config, Config)
     state, note = str(made.get("state", "waiting")), str(made.get("why", ""))
     state = "cut off" if state == "begun" else state
     if running(out):
         state, note = "running", ""
-    elif changed := manifest.changes(config, root):
+    elif changed := manifest.changes(config, root, elsewhere=Path(said) != out):
         state, note = "stale", changed[0] + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
     summary = (
         checkpoint.read_json(out / "summary.json") if state in ("done", "stale") and (out / "summary.json").exists() else {}
@@ -85,6 +88,15 @@ def _stage(name: str, out: Path, options: dict[str, Any], takes: list[str], root
         _score(out, summary),
         note.splitlines()[0] if note else "",
     )
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """Options with every path below `old` below `new`."""
+    if isinstance(value, dict):
+        return {key: _moved(inner, old, new) for key, inner in value.items()}
+    if isinstance(value, str) and value.startswith(f"{old}/"):
+        return new + value.removeprefix(old)
+    return value
 
 
 def _steps(out: Path, config: Config) -> str:

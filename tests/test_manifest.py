@@ -7,7 +7,6 @@ import pytest
 
 from rlreason import manifest
 from rlreason.config import Config, EvalConfig, TasksConfig
-from rlreason.errors import StorageError
 
 
 @pytest.fixture
@@ -56,7 +55,22 @@ def test_a_reward_of_ones_own_is_an_input(config, tmp_path, monkeypatch):
     manifest.begin(config, "cold")
     manifest.amend(Path("run"), weights={})
     Path("mine.py").write_text("def good(task, text):\n    return 0.0\n")
-    assert manifest.changes(config) == [f"code of mine.good: {tmp_path / 'mine.py'} is not what it was"]
+    assert manifest.changes(config) == [f"code of mine: {tmp_path / 'mine.py'} is not what it was"]
+
+
+def test_so_is_what_that_imports_and_what_only_a_mixture_or_a_row_names(config, tmp_path, monkeypatch):
+    Path("helper_of_mine.py").write_text("SHARE = 0.1\n")
+    for name in ("inner", "rowed"):
+        Path(f"{name}_mine.py").write_text(
+            "import json\nfrom helper_of_mine import SHARE\n\ndef good(task, text):\n    return SHARE\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    config.tasks = TasksConfig(mixture={"x": {"path": "t.jsonl", "reward": {"inner_mine": {"good": 1.0}}}})
+    manifest.begin(config, "cold", rewards={"rowed_mine.good", "exact"})
+    manifest.amend(Path("run"), weights={})
+    assert {"code of inner_mine", "code of rowed_mine", "code of helper_of_mine"} <= manifest.read(Path("run"))["inputs"].keys()
+    Path("helper_of_mine.py").write_text("SHARE = 0.9\n")
+    assert manifest.changes(config) == [f"code of helper_of_mine: {tmp_path / 'helper_of_mine.py'} is not what it was"]
 
 
 def test_an_option_that_a_newer_version_has_is_no_change(config):
@@ -69,10 +83,15 @@ def test_an_option_that_a_newer_version_has_is_no_change(config):
     assert manifest.changes(config) == ["eval.every was 0, is 5"]
 
 
-def test_a_damaged_manifest_is_told(tmp_path):
-    (tmp_path / manifest.FILE).write_text("{}")
-    with pytest.raises(StorageError, match="does not say its state"):
-        manifest.read(tmp_path)
+@pytest.mark.parametrize("text", ["{}", '{"state": "done"', ""])
+def test_work_whose_manifest_is_damaged_or_gone_is_mixed_with_nothing(config, text):
+    """--redo moves it aside, as it does what is stale."""
+    manifest.begin(config, "cold")
+    Path("run/checkpoints/v3").mkdir(parents=True)
+    (Path("run") / manifest.FILE).write_text(text)
+    assert manifest.changes(config) == ["run/manifest.json is damaged, so nobody knows what this was made from"]
+    (Path("run") / manifest.FILE).unlink()
+    assert manifest.changes(config) == ["run has checkpoints, but no manifest.json that says of what"]
 
 
 def test_a_folder_is_its_names_and_contents(tmp_path):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rlreason import checkpoint, manifest, pipeline
+from rlreason import checkpoint, manifest, pipeline, stages
 from rlreason.config import Config
-from rlreason.errors import RecipeError
+from rlreason.errors import RecipeError, StorageError
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def pipe(tmp_path, monkeypatch):
 
 
 def test_a_stage_is_its_recipe_then_the_pipeline_then_its_own_then_the_command_line(pipe):
-    stages = pipeline.load(
+    made = pipeline.load(
         pipe("  a: {recipe: stage.yaml, set: [model=$base, loop.groups=2]}\n"
              "  b: {recipe: stage.yaml, set: [model=$a, eval.path=held.jsonl]}\n"),
         ["b.loop.steps=9", "loop.samples=3"],
     ).stages  # fmt: skip
-    a, b = stages["a"], stages["b"]
+    a, b = made["a"], made["b"]
     assert (a.model, a.out, a.seed, a.loop.steps, a.loop.groups, a.loop.samples) == ("some/model", "runs/p/a", 3, 5, 2, 3)
     assert (b.model, b.eval.path, b.loop.steps) == ("runs/p/a/weights/last", "held.jsonl", 9)
 
@@ -65,6 +65,12 @@ def test_a_base_that_is_made_is_made_once_for_all(pipe):
             "",
             "pipe.yaml:5: stages.a: the stages wait for each other: a -> b -> c -> a",
         ),
+        ("  on: {recipe: stage.yaml, set: [model=$base]}\n", "", "True is no word"),
+        (
+            "  a: {recipe: stage.yaml, set: [model=$base]}\n  b: {recipe: stage.yaml, set: [model=$a/weights/best]}\n",
+            "",
+            "$a/weights/best: there is none without eval.every",
+        ),
         ("  a: {recipe: stage.yaml, set: [modle=x]}\n", "", "modle: there is no such option; did you mean model?"),
         ("  a: {recip: stage.yaml}\n", "", "pipe.yaml:5: stages.a: expected recipe: FILE"),
         ("  a: {recipe: stage.yaml, set: model=x}\n", "", "stages.a: expected recipe: FILE"),
@@ -81,6 +87,21 @@ def test_a_pipeline_with_a_mistake_is_refused(pipe, stages, override, told):
     with pytest.raises(RecipeError) as caught:
         pipeline.load(pipe(stages), [override] if override else [])
     assert any(told in p for p in caught.value.problems)
+
+
+def test_the_seed_of_all_stages_is_that_of_the_base(pipe):
+    path = pipe("  a: {recipe: stage.yaml, set: [model=$base]}\n")
+    assert (pipeline.load(path).seed, pipeline.load(path, ["seed=7"]).seed, pipeline.load(path, ["a.seed=7"]).seed) == (3, 7, 3)
+
+
+def test_nothing_is_moved_aside_under_a_command_that_is_running(chain):
+    made = pipeline.load(chain, ["a.loop.steps=6"])
+    with stages.claimed(made.out):
+        with pytest.raises(StorageError, match="another process is running"):
+            pipeline.run(made, redo=True)
+        with pytest.raises(StorageError, match="another process is running"):
+            stages.aside(made.out)
+    assert manifest.read(Path("runs/p/a"))["state"] == "done"
 
 
 def test_stages_run_when_what_they_take_is_there_whatever_their_order_in_the_file(pipe):
@@ -102,7 +123,7 @@ def test_what_the_command_line_overrides_is_no_edge(pipe):
 
 def test_the_best_weights_of_a_stage_can_be_taken_and_those_of_an_export(pipe):
     made = pipeline.load(
-        pipe("  a: {recipe: stage.yaml, set: [model=$base]}\n"
+        pipe("  a: {recipe: stage.yaml, set: [model=$base, eval.every=1, loop.save_every=1, eval.tasks=2]}\n"
              "  b: {recipe: stage.yaml, set: [model=$a/weights/best, kind=export]}\n"
              "  c: {recipe: stage.yaml, set: [model=$b]}\n")
     ).stages  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 from rlreason import tasks as sources
 from rlreason.cli import main
 from rlreason.config import Config, EvalConfig, LoopConfig, RolloutConfig, SampleConfig, TasksConfig
+from rlreason.errors import RecipeError
 from rlreason.loop import train
 from rlreason.sampling import Harvest, Steady, chosen, demonstrations, reasons, refused, written
 from rlreason.types import Group, Sample, Task
@@ -80,7 +81,7 @@ def test_what_is_left_out_is_told_by_reason():
 
 
 def test_a_demonstration_is_a_task_and_names_its_parents(tmp_path):
-    rows = [*demonstrations([ROW], config(best=1), "abc")]
+    rows = [*demonstrations(lambda: [ROW], config(best=1), "abc")]
     assert rows == [
         {"id": "t#0", "prompt": "p", "answer": "a", "response": "long", "domain": "d",
          "parents": {"task": "t", "sample": 0, "model": "abc"}, "scores": {"exact": 1, "form": 1.0}},
@@ -90,11 +91,28 @@ def test_a_demonstration_is_a_task_and_names_its_parents(tmp_path):
     assert sources.load(str(path), TasksConfig(path=str(path))) == [Task("t#0", "p", "a", "long", domain="d")]
 
 
-def test_the_cap_per_task_counts_all_its_epochs():
-    again = ROW | {"task": "t@1"}
-    other = ROW | {"task": "u"}
-    assert [row["id"] for row in demonstrations([ROW, again, other], config(best=2), None)] == ["t#0", "t#6", "u#0", "u#6"]
-    assert [row["id"] for row in demonstrations([ROW, again], config(best=4), None)] == ["t#0", "t#6", "t#2", "t@1#0"]
+def test_of_all_epochs_of_a_task_the_best_answers_are_kept_and_no_text_twice():
+    again = written(Group(Task("t@1", "p", "a"), [answer("great", 1, 3, form=2.0), answer("long", 1, 9, form=1.0)]), "exact")
+
+    def kept(best: int, **more) -> list[str]:
+        return [row["id"] for row in demonstrations(lambda: [ROW, again, ROW | {"task": "u"}], config(best=best, **more), None)]
+
+    assert kept(1) == ["t@1#0", "u#0"]
+    assert kept(2) == ["t#0", "t@1#0", "u#0", "u#6"]
+    assert kept(0) == ["t#0", "t#6", "t#2", "t@1#0", "u#0", "u#6", "u#2"]
+    assert kept(1, by="shortest") == ["t#2", "u#2"]
+
+
+def test_two_tasks_of_one_id_are_told_at_once(tmp_path):
+    stream = iter([Task("same", "p", "a"), Task("same", "q", "b")])
+    loop = LoopConfig(groups=2, samples=1, steps=1, save_every=1)
+    with pytest.raises(RecipeError, match="two have the id 'same'"):
+        asyncio.run(train(loop, stream, Steady(Instant(), 0), Harvest(config(tmp_path))))
+
+
+class Instant:
+    async def sample(self, task, n):
+        return Group(task, [answer("x", 1.0, form=1.0)])
 
 
 class Echo:

@@ -77,6 +77,15 @@ def test_a_done_stage_shows_what_it_took_its_time_its_steps_and_scores(run):
     assert found.note == "worse: code: 0.5 -> 0.4"
 
 
+def test_it_is_the_same_from_anywhere(run, tmp_path, monkeypatch):
+    for name in "abc":
+        end(run, name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for path in (tmp_path / "run", Path("../run")):
+        assert [stage.state for stage in status.stages(path)] == ["done"] * 3
+
+
 def test_what_is_stale_and_what_takes_it_up(run):
     for name in "abc":
         end(run, name)

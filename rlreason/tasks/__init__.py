@@ -104,9 +104,9 @@ class Source:
     def hold_out(self, wanted: int) -> list[Task]:
         """`wanted` tasks of distinct prompts for evaluation; fewer where there are few.
 
-        Which prompts are taken depends on the prompts alone, so that stages with other seeds, templates or numbers of
-        held-out tasks do not train on them: those of the lowest hashes in a file, and at most half of them; of a
-        generator's, those whose hash is a multiple of 8.
+        Which prompts are taken depends on the prompts alone, so that stages with other seeds or templates do not train on
+        them: of a generator's, those whose hash is a multiple of 8, however many are asked; of a file's, those of the
+        lowest hashes and at most half of them, so there a stage that holds out fewer trains on the others.
         """
         if not wanted:
             return []
