@@ -36,9 +36,11 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of a run says. Raises `StorageError` if it is damaged."""
+    """What a JSON file of a run says. Raises `StorageError` if it is damaged, or gone."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StorageError(f"{path} is not there any more; what it belongs to has to be made anew") from None
     except ValueError as error:
         raise StorageError(f"{path} is damaged: {error}") from None
 

@@ -254,9 +254,9 @@ def _finish(config: Config, harvest: Harvest, result: evaluate.Evaluation, wante
         return summary | {"told": f"{len(result.tasks)} tasks, {config.eval.samples} answers each" + _missing(wanted, result)}
     checkpoint.write_lines(out / "samples.jsonl", demonstrations(harvest.written, config, source))
     why = Counter(reason for row in harvest.written() for reason in reasons(row, config))
-    asked, kept = sum(why.values()), sum(1 for _ in (out / "samples.jsonl").open("rb"))
-    left_out = dict(why.most_common()) | {"beyond the best": why["beyond the best"] + why.pop("") - kept}  # of later epochs
-    left_out.pop("", None)
+    asked, good = sum(why.values()), why.pop("", 0)
+    kept = sum(1 for _ in (out / "samples.jsonl").open("rb"))
+    left_out = dict(why.most_common()) | {"beyond the best": why["beyond the best"] + good - kept}  # of all its epochs
     told = ", ".join(f"{number} {name}" for name, number in left_out.items() if number)
     if not kept:
         raise RolloutError(f"of {asked} answers none was kept ({told}), so there is nothing to learn from: see sample.keep and "

@@ -209,6 +209,24 @@ def test_a_teacher_writes_what_a_student_then_imitates(tmp_path, monkeypatch, ca
     assert summary["samples"] == 20
     assert summary["left_out"]["exact"] == sum(body["seed"] % 4 == 0 for body in Chat.asked)
     assert "kept 20 of 40 answers" in capsys.readouterr().out
+    (tmp_path / "run" / "summary.json").unlink()
+    assert main(arguments) == 5
+    assert "summary.json is not there any more" in capsys.readouterr().err
+
+
+def test_a_teacher_of_whom_nothing_can_be_kept_is_told(tmp_path, monkeypatch, capsys):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Chat)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "say 1", "answer": "no such word"}) + "\n")
+    (tmp_path / "teach.yaml").write_text("kind: sample\nloop: {groups: 4, samples: 4}\nrollout: {max_tokens: 64}\n")
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["train", "teach.yaml", "tasks.path=t.jsonl", "out=run", "sample.teacher.model=big",
+                     f"sample.teacher.url=http://127.0.0.1:{server.server_port}/v1"])  # fmt: skip
+    finally:
+        server.shutdown()
+    assert code == 4
+    assert "of 4 answers none was kept (4 exact)" in capsys.readouterr().err
 
 
 def test_an_answer_that_cannot_be_judged_is_told_and_not_replaced(tmp_path):
