@@ -126,7 +126,7 @@ def test_a_run_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(debug, mod
     assert done.seconds < 10, "what is done is not done again"
     other = rlreason(*arguments, "learner.lr=1", out=out)
     assert other.code == 2
-    assert "holds a run of another recipe" in other.text
+    assert "holds other work than this recipe makes" in other.text
 
 
 @pytest.fixture(scope="module")
