@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from rlreason.algorithms import FILTERS
 from rlreason.config import Config
 from rlreason.display import Display, duration
 from rlreason.errors import Interrupted
+from rlreason.evaluate import Regression
 from rlreason.exams import Exams
 from rlreason.history import History
-from rlreason.loop import Rollout, train
+from rlreason.loop import Learner, Rollout, train
 from rlreason.metrics import Journal
 from rlreason.rewards.pool import Pool
 from rlreason.rewards.pool.budget import Budget
@@ -58,23 +59,7 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
             if not learners.version:
                 await exams.score("before", 0)
 
-            training = time.monotonic()
-            budget = Budget(config.rewards.failures, config.loop.groups * config.loop.samples, journal.event, display.say)
-            keep = budget.watch(FILTERS[config.algorithm.keep if config.algorithm.refill else "all"])  # else the learner drops
-            history = History(config, tasks, exams, keep, learners.version)
-            cursor = await train(
-                config.loop, history.stream(cursor), history, learners,
-                keep=history.keep,
-                log=lambda step, groups, metrics: display.step(journal.step(step, groups, metrics | history.metrics)),
-                stop=lambda: stop() or history.finished or 0 < config.loop.seconds <= time.monotonic() - training,
-                cursor=cursor,
-            )  # fmt: skip
-            if stop():
-                await exams.drop()
-                raise Interrupted(_stopped(learners.version, out))
-            await exams.settle()
-            if history.finished:
-                say("solved", f"every task is solved (tasks.solved: {config.tasks.solved:g}), so there is nothing left to ask")
+            await _train(config, tasks, exams, learners, journal, display, cursor, stop)
             if recorded:  # the engines have stood by meanwhile
                 await rollouts.load(await learners.publish(), learners.version)
             await exams.score("after", learners.version)
@@ -85,16 +70,41 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
             manifest.amend(out, weights=held | {"end": await learners.digest()})
         journal.event("end", step=learners.version)
         journal.close()
-        scores = {f"accuracy_{when}": exams.accuracy(when) for when in ("before", "after")}
-        best = (out / "weights" / "best").resolve().name if (out / "weights" / "best").exists() else None
-        summary = scores | journal.totals(began, begin, learners.version)
-        summary |= {
-            "best": best,
-            "regressions": [str(one) for one in worse],
-            "model": str(out / "weights" / f"v{learners.version}"),
-        }
+        summary = journal.totals(began, begin, learners.version) | _told(out, exams, worse, learners.version)
         display.say(f"{summary['steps']} steps in {duration(summary['seconds'])}; the model is in {summary['model']}")
     return summary
+
+
+async def _train(
+    config: Config, tasks: Tasks, exams: Exams, learners: Learner, journal: Journal, display: Display, cursor: int,
+    stop: Callable[[], bool],
+) -> None:  # fmt: skip
+    """The loop from `cursor` on, with all that watches it. Raises `Interrupted` if it was asked to stop."""
+    began = time.monotonic()
+    budget = Budget(config.rewards.failures, config.loop.groups * config.loop.samples, journal.event, display.say)
+    keep = budget.watch(FILTERS[config.algorithm.keep if config.algorithm.refill else "all"])  # else the learner drops
+    history = History(config, tasks, exams, keep, learners.version)
+    await train(
+        config.loop, history.stream(cursor), history, learners,
+        keep=history.keep,
+        log=lambda step, groups, metrics: display.step(journal.step(step, groups, metrics | history.metrics)),
+        stop=lambda: stop() or history.finished or 0 < config.loop.seconds <= time.monotonic() - began,
+        cursor=cursor,
+    )  # fmt: skip
+    if stop():
+        await exams.drop()
+        raise Interrupted(_stopped(learners.version, journal.out))
+    await exams.settle()
+    if history.finished:
+        exams.say("solved", f"every task is solved (tasks.solved: {config.tasks.solved:g}), so there is nothing left to ask")
+
+
+def _told(out: Path, exams: Exams, worse: list[Regression], version: int) -> dict[str, Any]:
+    """What a summary says beside the totals: the scores, what got worse, and where the models are."""
+    best = out / "weights" / "best"
+    scores = {f"accuracy_{when}": exams.accuracy(when) for when in ("before", "after")}
+    kept = {"best": best.resolve().name if best.exists() else None, "model": str(out / "weights" / f"v{version}")}
+    return scores | kept | {"regressions": [str(one) for one in worse]}
 
 
 def _stopped(version: int, out: Path) -> str:
