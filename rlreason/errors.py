@@ -3,6 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+SCREEN = 40  # problems that are told at once
+
+
+class Lost(Exception):
+    """A process that died, hangs or cannot go on. Another can take its place, so this need not be the end of a run."""
+
+    def __init__(self, name: str, why: str, alive: bool = False, words: str = ""):
+        """`alive`: it is still there, and has to be killed. `words`: its last ones, from its log."""
+        super().__init__(f"{name} {why}" + f"\n{words}" * bool(words))
+        self.name, self.why, self.alive = name, why, alive
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.why, self.alive)
+
+
+class Wounded(Exception):
+    """What a process says of itself when it cannot go on, though it lives."""
 
 
 class Failure(Exception):
@@ -17,7 +36,8 @@ class RecipeError(Failure):
     code = 2
 
     def __init__(self, problems: Sequence[str]):
-        super().__init__("\n".join(problems))
+        rest = [f"… and {len(problems) - SCREEN} more"] * (len(problems) > SCREEN)
+        super().__init__("\n".join([*(clipped(problem, 3000) for problem in problems[:SCREEN]), *rest]))
         self.problems = list(problems)
 
 
@@ -52,3 +72,13 @@ class Interrupted(Failure):
     """Asked to stop, and everything is committed: the same command goes on."""
 
     code = 75
+
+
+def short(what: Any, most: int = 300) -> str:
+    """`what` on one line, of so many characters at most: a value in a message may be a megabyte."""
+    return clipped(" ".join(clipped(str(what), 10 * most).split()), most)
+
+
+def clipped(text: str, most: int) -> str:
+    """The beginning and the end of a text of more than so many characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"

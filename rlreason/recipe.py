@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from rlreason.algorithms import PRESETS
 from rlreason.checks import impossible
 from rlreason.config import Config
-from rlreason.errors import RecipeError
+from rlreason.errors import RecipeError, short
+from rlreason.named import near
+
+LARGEST = 1 << 20  # bytes of a recipe file
+WRITTEN_OUT = 4 << 20  # characters of one when its aliases are followed
+MOVED = {  # options of older versions -> what they are called now
+    "algorithm.clip_low": "algorithm.loss_options.low",
+    "algorithm.clip_high": "algorithm.loss_options.high",
+}
 
 
 @dataclass(frozen=True)
@@ -29,18 +38,44 @@ class Setting:
 
 
 def document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """What a YAML file says, and the line of every key in it. Raises `RecipeError`."""
+    """What a YAML file says, and the line of every key in it. Raises `RecipeError`, in bounded time and memory."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST >> 20} MiB")
+        text = raw.decode("utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _length(root, {}) > WRITTEN_OUT:
+            raise ValueError(f"with its aliases (*name) written out it has more than {WRITTEN_OUT >> 20} MiB, or no end")
         values = OmegaConf.to_container(OmegaConf.create(text)) if root is not None else {}
     except OSError as error:
         raise RecipeError([f"{shown(path)}: cannot be read: {error.strerror}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
-        raise RecipeError([f"{shown(path)}: is not a recipe: {' '.join(str(error).split())}"]) from None
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise RecipeError([f"{shown(path)}:{line}: is not UTF-8 (byte 0x{byte:02x}); save it as UTF-8"]) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{shown(path)}:{mark.line + 1}" if mark else shown(path)
+        why = ", ".join(filter(None, [error.context, error.problem]))
+        raise RecipeError([f"{where}: is not a recipe: {short(why)}"]) from None
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise RecipeError([f"{shown(path)}: is not a recipe: {short(error)}"]) from None
     if not isinstance(values, dict):
         raise RecipeError([f"{shown(path)}: is not a recipe: expected a mapping of keys to values"])
     return {str(key): value for key, value in values.items()}, dict(_lines(root)) if root is not None else {}
+
+
+def _length(node: yaml.Node, known: dict[int, float]) -> float:
+    """Characters of a value, about, with its aliases written out; without end for one that contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known
+        parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        known[id(node)] = 1 + own + sum(_length(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> tuple[list[Setting], list[str]]:
@@ -81,12 +116,12 @@ def command_line(overrides: Sequence[str], where: str = "command line") -> tuple
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
-            problems.append(f"{where}: {override!r} is not of the form key=value")
+            problems.append(f"{where}: {short(repr(override))} is not of the form key=value")
             continue
         try:
             value = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            problems.append(f"{where}: {override!r}: {' '.join(str(error).split())}")
+        except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+            problems.append(f"{where}: {short(repr(override))}: {short(error)}")
             continue
         settings += [Setting(k, v, where) for k, v in leaves(value)]
     return ordered(settings), problems
@@ -110,6 +145,9 @@ def build(settings: Sequence[Setting], source: str) -> Config:
             wrong.add(setting.key)
         else:
             origin[setting.key] = setting.where
+    for key, problem in _dangling(node, origin):
+        problems.append(f"{origin[key]}: {key}: {problem}")
+        wrong.add(key)
     try:
         if node.sample.teacher and OmegaConf.is_missing(node, "model"):
             node.model = ""  # it is an endpoint that answers
@@ -118,7 +156,7 @@ def build(settings: Sequence[Setting], source: str) -> Config:
             OmegaConf.update(node, key, "-")  # so that what is there can be checked as well
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise RecipeError([*problems, f"{source}: {' '.join(str(error).split())}"]) from None
+        raise RecipeError([*problems, f"{source}: {short(error)}"]) from None
     assert isinstance(config, Config)
     config.tasks.reward = config.tasks.reward or {"exact": 1.0}  # not a default above: mappings merge, and it would stay
     for key, problem in impossible(config):
@@ -129,6 +167,23 @@ def build(settings: Sequence[Setting], source: str) -> Config:
     if problems:
         raise RecipeError(problems)
     return config
+
+
+def _dangling(node: DictConfig, keys: Iterable[str]) -> list[tuple[str, str]]:
+    """(key, problem) for each interpolation that leads nowhere; a stand-in takes its place, so that the rest is checked."""
+    found = []
+    for key in keys:
+        try:
+            OmegaConf.select(node, key)
+        except OmegaConfBaseException as error:
+            what = str(error).splitlines()[0]
+            sought = re.match(r"Interpolation key '([^']+)' not found", what)
+            found.append((key, short(what) + (near(sought[1], KEYS) if sought else "")))
+    defaults = OmegaConf.structured(Config)
+    for key, _ in found:
+        default = OmegaConf.select(defaults, key)
+        OmegaConf.update(node, key, "-" if default is None else default)
+    return found
 
 
 def expanded(settings: Sequence[Setting]) -> Iterator[Setting]:
@@ -212,13 +267,15 @@ def _problem(node: DictConfig, setting: Setting) -> str | None:
     """Put `setting` into `node`, or say why it does not fit."""
     key, value = setting.key, setting.value
     known = key if key in KEYS else next((k for k in KEYS if key.startswith(f"{k}.") and _free(k)), None)
+    if key in MOVED:
+        return f"{key}: is called {MOVED[key]} now; say that"
     if known is None:
-        near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
         first = key.split(".")[0]
-        near = near or difflib.get_close_matches(first, [f.name for f in fields(Config)], n=1)
-        return f"{key}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
+        close = close or difflib.get_close_matches(first, [f.name for f in fields(Config)], n=1)
+        return f"{short(key)}: there is no such option" + (f"; did you mean {close[0]}?" if close else "")
     if is_dataclass(get_type_hints(Config).get(key)) and not isinstance(value, dict):
-        return f"{key}: expected a mapping of options, not {value!r}"
+        return f"{key}: expected a mapping of options, not {short(repr(value))}"
     if value == {}:
         return None
     if value is None and _schema(known) is str:  # key= on the command line, or nothing behind the colon
@@ -230,11 +287,24 @@ def _problem(node: DictConfig, setting: Setting) -> str | None:
         else:
             OmegaConf.update(node, key, value, force_add=_free(known))
             taken = OmegaConf.select(node, key)
+    except InterpolationResolutionError:
+        return None  # what it leads to may follow, and is looked for when all is there
     except (OmegaConfBaseException, ValueError) as error:
-        return f"{key}: {str(error).splitlines()[0]}"
-    if isinstance(taken, float) and not math.isfinite(taken):  # YAML takes a bare nan for a word, OmegaConf for a number
-        return f"{key}: {taken} is not a finite number"
+        return f"{key}: {short(str(error).splitlines()[0])}"
+    # YAML takes a bare nan for a word, and OmegaConf for a number where one is wanted.
+    for number in _floats(taken if isinstance(taken, float) else value):
+        if not math.isfinite(number):
+            return f"{key}: {number} is not a finite number"
     return None
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """The floating-point numbers of a value, however deep in mappings and lists."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _floats(part)
 
 
 def _free(key: str) -> bool:

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from rlreason.rewards.code import _names, agree, code, extract, read_tests, sandbox
+from rlreason.rewards.code import Away, _names, agree, code, extract, read_tests, sandbox
 from rlreason.rewards.code.jail import system_call_filter
 from rlreason.rewards.code.plain import from_json, same, to_json
 from rlreason.types import Task
@@ -378,5 +378,13 @@ def test_a_remote_sandbox_that_fails_is_asked_again_and_then_told(remote):
     Stub.failures = 1
     assert code(task({"input": "1 2", "output": "3"}), SUM, sandbox=remote) == 1.0
     Stub.failures = 99
-    with pytest.raises(sandbox.SandboxError, match=r"failed 3 times.*503"):
+    with pytest.raises(Away, match=r"failed 3 times.*503"):
         code(task({"input": "1 2", "output": "3"}), SUM, sandbox=remote)
+
+
+def test_a_remote_sandbox_that_nobody_is_at_may_come_back():
+    """Which is for the pool to wait for: it asks rewards that raise `ConnectionRefusedError` again."""
+    with HTTPServer(("127.0.0.1", 0), Stub) as server:
+        port = server.server_port
+    with pytest.raises(ConnectionRefusedError, match=r"failed 3 times: ConnectError"):
+        code(task({"input": "1 2", "output": "3"}), SUM, sandbox=f"http://127.0.0.1:{port}")

@@ -14,7 +14,7 @@ import pytest
 
 from rlreason.config import RewardsConfig
 from rlreason.errors import RolloutError
-from rlreason.rewards.pool import Pool, settle
+from rlreason.rewards.pool import AUDIT, Pool, settle
 from rlreason.rewards.pool.process import Asked
 from rlreason.types import Task
 
@@ -96,6 +96,13 @@ def scribbles(task, text):
     return 1.0
 
 def money(task, text): return Decimal("0.5")
+def served(task, text):  # by a service that is up as long as a file is there, and that one text brings down
+    if text == "bomb" or not os.path.exists(task.info["up"]): raise ConnectionRefusedError("nobody is there")
+    return len(text)
+async def served_later(task, text): return served(task, text)
+calls = []
+def dice(task, text): calls.append(text); return len(calls)
+async def async_dice(task, text): return dice(task, text)
 
 class Odd:
     def __repr__(self): raise RuntimeError
@@ -387,3 +394,55 @@ def test_a_process_that_judges_is_up_at_once():
     code = "import sys, json, rlreason.rewards.pool.worker; print(json.dumps([*sys.modules]))"
     told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert not heavy & set(json.loads(told.stdout))
+
+
+# ---- services that are away, and rewards that are not deterministic ----
+
+
+def test_an_outage_costs_time_and_no_answer(mine, tmp_path):
+    """A plain reward and a coroutine, and one beside them that needs nobody: it is called once."""
+    up, weights = tmp_path / "up", {"mine.served": 1.0, "mine.served_later": 1.0, "mine.dice": 1.0}
+
+    async def run():
+        async with Pool(RewardsConfig(workers=1), log=tmp_path / "log") as pool:
+            task = Task("0", "p", info={"up": str(up)})
+            asking = [asyncio.ensure_future(pool.judge(task, "four", weights)) for _ in range(5)]
+            done, _ = await asyncio.wait(asking, timeout=1.5)
+            assert not done
+            up.touch()
+            return await asyncio.wait_for(asyncio.gather(*asking), 10)
+
+    verdicts = asyncio.run(run())
+    assert [verdict.parts["mine.served"] for verdict in verdicts] == [4] * 5
+    assert [verdict.parts["mine.served_later"] for verdict in verdicts] == [4] * 5
+    assert sorted(verdict.parts["mine.dice"] for verdict in verdicts) == [1, 2, 3, 4, 5]
+    assert not any(verdict.failures for verdict in verdicts)
+
+
+def test_a_service_that_does_not_come_back_ends_it_and_one_answer_does_not(mine, tmp_path):
+    async def run(text, others):
+        up = tmp_path / "up"
+        up.touch() if others else up.unlink(missing_ok=True)
+        async with Pool(RewardsConfig(workers=1), log=tmp_path / "log", away=1.5) as pool:
+            task = Task("0", "p", info={"up": str(up)})
+            asking = asyncio.ensure_future(pool.judge(task, text, {"mine.served": 1.0}))
+            while others and not asking.done():
+                await pool.judge(task, "four", {"mine.served": 1.0})
+                await asyncio.sleep(0.05)
+            return await asking
+
+    with pytest.raises(RolloutError, match=r"mine.served could not be asked for 1.5 s: raised ConnectionRefusedError"):
+        asyncio.run(run("four", others=False))
+    assert asyncio.run(run("bomb", others=True)).failures["mine.served"].startswith("raised ConnectionRefusedError")
+
+
+def test_every_so_often_an_answer_is_judged_twice(judge):
+    many = 3 * AUDIT
+    noisy = judge(*[("x", {"mine.dice": 1.0, "mine.size": 1.0})] * many, workers=1, timeout=5)
+    assert [i for i, v in enumerate(noisy, 1) if v.failures] == [AUDIT, 2 * AUDIT, 3 * AUDIT]
+    told = noisy[AUDIT - 1]
+    assert (told.reward, told.parts) == (None, {"mine.dice": None, "mine.size": 1})
+    assert told.failures["mine.dice"].startswith(f"is not deterministic: it gave {AUDIT} and then ")
+    assert not any(v.failures for v in judge(*[("x", {"mine.size": 1.0, "mine.async_dice": 1.0})] * many)), (
+        "a service costs money"
+    )

@@ -119,6 +119,14 @@ def test_numbers_as_people_write_them(recipe):
         ),
         ("rewards: {options: {langauge: {target: de}}}\n", "rewards.options.langauge: 'langauge' is not one of"),
         ("tasks: {reward: {exact: 1}, solved: 2}\n", "tasks.solved: 2.0 is a pass rate"),
+        ("algorithm: {clip_high: 0.3}\n", "run.yaml:4: algorithm.clip_high: is called algorithm.loss_options.high now"),
+        ("learner:\n  lr: ${learner.ler}\n", "run.yaml:5: learner.lr: Interpolation key 'learner.ler' not found; did you mean"),
+        ("rollout: {vllm: {x: [1, [.nan]]}}\n", "run.yaml:4: rollout.vllm.x: nan is not a finite number"),
+        ("rollout: {vllm: {tensor_parallel_size: x}}\n", "tensor_parallel_size: 'x' is not a whole number of GPUs"),
+        (
+            "eval: {tasks: 8, every: 5}\nloop: {save_every: 2}\n",
+            "eval.every: 5 is no multiple of loop.save_every (2), so the best could not be kept: 2 × 2 = 4, 2 × 3 = 6",
+        ),
         ("eval: {tasks: 8, metric: format}\n", "run.yaml:4: eval.metric: 'format' is not among tasks.reward (exact)"),
     ],
 )
@@ -140,6 +148,26 @@ def test_all_mistakes_are_told_at_once(recipe):
     assert found[-1].startswith("command line: ")
 
 
+def test_an_interpolation_may_lead_to_what_follows_it(recipe):
+    config = load(recipe("learner:\n  lr: ${learner.weight_decay}\n  weight_decay: 0.1\n"), ["rollout.vllm.a=${seed}"])
+    assert (config.learner.lr, config.rollout.vllm) == (0.1, {"a": 0})
+
+
+def test_interpolations_that_lead_nowhere_are_told_together_with_the_rest(recipe):
+    found = problems(recipe("learner:\n  warmup: ${learner.updates}\n  updates: ${learner.warmup}\nloop: {samples: 0}\n"))
+    assert [p.split(": ")[1] for p in found] == ["learner.warmup", "learner.updates", "loop.samples"]
+    assert "Recursive interpolation" in found[0]
+
+
+def test_a_value_of_a_megabyte_is_told_in_short(recipe):
+    text = "x" * 900_000
+    for found in (problems(recipe(f"seed: {text}\n")), problems(recipe(), f"seed={text}"), problems(recipe(), text)):
+        assert len(found[0]) < 1000
+    many = RecipeError([text] * 1000)
+    assert len(str(many)) < 150_000
+    assert str(many).endswith("… and 960 more")
+
+
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("loop: {steps: 3}\n")
@@ -158,7 +186,16 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         ("- 1\n", "expected a mapping"),
         ("model: !!python/object/apply:os.system [true]\n", "is not a recipe"),
         ("extends: 5\n", "extends: expected the names of recipe files"),
-        ("a: &a [*a]\n", "is not a recipe"),
+        ("a: &a [*a]\n", "is not a recipe: with its aliases (*name) written out"),
+        (
+            "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'lol'] * 9)}]\n" for i in range(40)),
+            "is not a recipe: with its aliases (*name) written out it has more than 4 MiB, or no end",
+        ),
+        ("a: &a " + "x" * 9999 + "\nb: [" + "*a, " * 999 + "]\n", "with its aliases"),
+        ("a: " + "[" * 9999 + "\n", "run.yaml: is not a recipe"),
+        ("#" * 2_000_000, "it has more than 1 MiB"),
+        ("seed: " + "9" * 5000 + "\n", "run.yaml: is not a recipe: Exceeds the limit"),
+        ("seed: 1\nseed: 2\n", "run.yaml:2: is not a recipe: while constructing a mapping, found duplicate key seed"),
         ("model: ${nope}\nout: o\n", "nope"),
         ("extends: [run.yaml]\n", "extends itself"),
         ("extends: [nowhere.yaml]\n", "nowhere.yaml: cannot be read: No such file or directory"),
@@ -168,6 +205,15 @@ def test_files_that_are_no_recipes(tmp_path, monkeypatch, text, told):
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text(text)
     assert any(told in p for p in problems(Path("run.yaml")))
+
+
+def test_a_recipe_in_another_encoding_is_told_with_its_line(tmp_path):
+    (tmp_path / "run.yaml").write_bytes("seed: 1\nmodel: café\n".encode("cp1252"))
+    assert problems(tmp_path / "run.yaml")[0].endswith("run.yaml:2: is not UTF-8 (byte 0xe9); save it as UTF-8")
+
+
+def test_aliases_are_fine(recipe):
+    assert load(recipe("loop: {groups: &n 4, samples: *n}\n")).loop.samples == 4
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))

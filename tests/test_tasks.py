@@ -123,12 +123,40 @@ def test_bad_rows_are_all_told_with_file_and_line(jsonl):
     assert "has no prompt; it has question" in told[1]
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"prompt": "caf\xe9"}', "is not UTF-8 (byte 0xe9 at 15)"),
+        (b'{"prompt": "\\ud800", "answer": 1}', "prompt holds half a character (\\ud800)"),
+        (b'{"prompt": [{"role": "user", "content": "\\udfff"}], "answer": 1}', "prompt holds half a character"),
+        (b'{"prompt": "p", "response": "\\ud800"}', "response holds half a character"),
+        (b'{"prompt": "p", "answer": -Infinity}', "answer is -inf"),
+        (b'{"prompt": "p", "answer": ' + b"9" * 5000 + b"}", "is not JSON: Exceeds the limit"),
+        (b"[" * 100_000, "is not JSON: maximum recursion depth"),
+        (b'{"' + b"x" * 1_000_000 + b'": 1}', "has no prompt; it has xxx"),
+    ],
+)
+def test_a_hostile_row_is_told_in_short(tmp_path, line, problem):
+    (tmp_path / "t.jsonl").write_bytes(b'{"prompt": "p", "answer": 1}\n' + line + b"\n")
+    with pytest.raises(RecipeError) as caught:
+        load(str(tmp_path / "t.jsonl"), TasksConfig())
+    (told,) = caught.value.problems
+    assert told.partition(":2: ")[2].startswith(problem)
+    assert len(told) < 1000
+
+
+def test_rows_without_an_id_among_rows_with_one(jsonl):
+    """As Parquet has them: None where only other rows have one."""
+    path = jsonl(*({"prompt": f"p{i}", "answer": i, "id": "mine" if i == 1 else None} for i in range(3)))
+    assert [task.id for task in load(path, TasksConfig())] == [f"{path}:1", "mine", f"{path}:3"]
+
+
 def test_files_that_are_not_there(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.jsonl").write_bytes(b'{"prompt": "\xff\xfe"}\n')
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     (tmp_path / "folder").mkdir()
-    for name, told in [("empty.jsonl", "is empty"), ("none.jsonl", "there is no such file"), ("bad.jsonl", "is not JSON"),
+    for name, told in [("empty.jsonl", "is empty"), ("none.jsonl", "there is no such file"), ("bad.jsonl", "1: is not UTF-8"),
                        ("bad.parquet", "cannot be read"), ("folder", "holds no .jsonl")]:  # fmt: skip
         with pytest.raises(RecipeError, match=told):
             load(str(tmp_path / name), TasksConfig())

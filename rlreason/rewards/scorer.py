@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlreason.endpoint import readable as encodable
+from rlreason.model import pickled
 from rlreason.rewards.judge import said, summary
 from rlreason.types import Prompt, Task
 
@@ -20,6 +21,7 @@ def scorer(
     part: Literal["all", "answer"] = "all",
     squash: Literal["sigmoid", "none"] = "sigmoid",
     max_tokens: int = 8192,
+    trust_remote_code: bool = False,
     timeout: float = 120.0,  # for the pool, which sees to it
 ) -> float:
     """The score that a reward model gives the answer: 1 / (1 + exp(-score)), or with `squash: none` the score itself.
@@ -31,7 +33,8 @@ def scorer(
 
     At most `max_tokens` tokens are read, and no more than the model has positions for: of more, the first are left out,
     which are the prompt's (but for the beginning-of-sequence token). 8,192 is what DeepSeek-R1's reward models read.
-    `timeout` is in seconds for one answer; the first waits until the model is read.
+    `timeout` is in seconds for one answer; the first waits until the model is read. With `trust_remote_code`, the Python
+    files that come with the model are run; the recipe's option of that name is about the policy, and says nothing here.
 
     The same answer always has the same score: in float32, without dropout, one answer at a time, on one thread.
     Raises `ValueError` where the model is none that can score, or cannot read the answer.
@@ -42,7 +45,7 @@ def scorer(
     response = encodable(summary(text) if part == "answer" else text)
     if squash == "sigmoid" and not response.strip():
         return 0.0
-    reader = _reader(model)
+    reader = _reader(model, trust_remote_code)
     if reader.problem:
         raise ValueError(reader.problem)
     score = _score(reader, _tokens(reader, task.prompt, response, max_tokens))
@@ -57,13 +60,15 @@ class Reader(NamedTuple):
 
 
 @cache
-def _reader(model: str) -> Reader:
+def _reader(model: str, trust: bool = False) -> Reader:
     """The model, read once for a process; and so is what is wrong with it, which each answer would find anew."""
     path = Path(model).expanduser()
     if not path.is_dir() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
         return _unfit(f"{model} is no directory here, and no name of the form owner/model")
     if path.is_dir() and not (path / "config.json").is_file():
         return _unfit(f"{model} is a directory without config.json, so no Hugging Face model")
+    if problem := pickled(path):
+        return _unfit(problem)
     try:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -72,8 +77,10 @@ def _reader(model: str) -> Reader:
         # in which order it is added up, so that elsewhere the score of the same answer would differ in its last digits.
         torch.set_num_threads(1)
         name = str(path) if path.is_dir() else model
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        network, found = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+        network, found = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, use_safetensors=True, trust_remote_code=trust
+        )
     except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:  # each of them where memory runs out, too
         why = " ".join(str(error).split())[:300]
         hint = "; rewards.memory (GiB) may be too little for it" if isinstance(error, MemoryError) or "memory" in why else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 from zlib import crc32
 
 from rlreason.config import FIELDS, Config, TasksConfig
-from rlreason.errors import RecipeError
+from rlreason.errors import RecipeError, short
 from rlreason.rewards import find
 from rlreason.tasks import mixture
 from rlreason.tasks.generators import GENERATORS, add, generator, sort
@@ -205,7 +206,7 @@ def load(path: str, config: TasksConfig) -> list[Task]:
             continue
         tasks.append(task)
         if met.setdefault(task.id, where) != where:
-            problems.append(f"{where}: has the id {task.id!r} of {met[task.id]}")
+            problems.append(f"{where}: has the id {short(repr(task.id))} of {met[task.id]}")
     if not rows:
         problems.append(f"{path}: is empty")
     if problems:
@@ -242,11 +243,13 @@ def _rows(path: Path, name: str, split: str) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 try:
                     yield f"{file}:{i}", json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                except (ValueError, RecursionError) as error:
                     yield f"{file}:{i}", error
 
 
 def _task(where: str, row: Any, names: dict[str, str]) -> Task:
+    if isinstance(row, UnicodeDecodeError):
+        raise ValueError(f"is not UTF-8 (byte 0x{row.object[row.start]:02x} at {row.start})")
     if isinstance(row, Exception):
         raise ValueError(f"is not JSON: {row}")
     if not isinstance(row, dict):
@@ -257,23 +260,31 @@ def _task(where: str, row: Any, names: dict[str, str]) -> Task:
             raise ValueError(f"{names['prompt']} is a list, but not of messages with role and content")
         prompt = [{k: str(v) for k, v in m.items() if v is not None} for m in prompt]
     elif not isinstance(prompt, str) or not prompt:
-        raise ValueError(f"has no {names['prompt']}; it has {', '.join(map(str, row)) or 'nothing'}")
+        raise ValueError(f"has no {names['prompt']}; it has {short(', '.join(map(str, row))) or 'nothing'}")
     answer, response, reward = (row.get(names[k]) for k in ("answer", "response", "reward"))
     info = _info(row.get(names["info"]), names["info"])
     if answer is None and response is None and info is None:
         raise ValueError(f"has neither {names['answer']} nor {names['response']} nor {names['info']}")
     if response is not None and not isinstance(response, str):
         raise ValueError(f"{names['response']} is not text")
-    if isinstance(answer, float) and answer != answer:
-        raise ValueError(f"{names['answer']} is NaN")
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"{names['answer']} is {'NaN' if math.isnan(answer) else answer}")
     if reward is not None:
         reward = mixture.rewards(reward, names["reward"])
     for name in reward or ():
         if problem := find(name)[1]:
             raise ValueError(problem)
-    text = None if answer is None else str(answer)
+    asked = prompt if isinstance(prompt, str) else "".join(text for message in prompt for text in message.values())
+    for name, text in (("prompt", asked), ("response", response or "")):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise ValueError(f"{names[name]} holds half a character ({half}), which no tokenizer takes") from None
+    expected = None if answer is None else str(answer)
     domain = str(row.get(names["domain"]) or "")
-    return Task(str(row.get(names["id"], where)), prompt, text, response, reward or None, info, domain)
+    number = row.get(names["id"])  # Parquet has None where only other rows have one
+    return Task(where if number is None else str(number), prompt, expected, response, reward or None, info, domain)
 
 
 def _info(value: Any, name: str) -> dict[str, Any] | None:

@@ -23,7 +23,13 @@ from rlreason.rewards.code.plain import GIVEN, same
 from rlreason.types import Task
 
 LONGEST = 1_000_000  # characters of a program
+CONNECTING = 2.0  # seconds, to a remote sandbox
+DOWN = {429, 502, 503, 504}  # HTTP statuses of one that is not there now
 TRIES, PAUSE = 3, 0.5  # at a remote sandbox that is not reached or fails; seconds before the second, doubled before the third
+
+
+class Away(walls.SandboxError, ConnectionRefusedError):
+    """A remote sandbox is not there; it may come back, and whoever asks may wait for it."""
 
 
 class Piece(NamedTuple):
@@ -62,7 +68,7 @@ def code(
     or a text with assertions, as in MBPP, or with a function `check`, as in HumanEval (2107.03374), which is called with
     the function that `task.info["entry_point"]` names. Programs have Python's standard library, and no other processes,
     files or network. `None` for a task without tests. ValueError for tests that cannot be used, SandboxError
-    where the sandbox and not the program failed.
+    where the sandbox and not the program failed, Away (a ConnectionRefusedError) where a remote one is not there.
     """
     tests = read_tests(task)
     if tests is None:
@@ -279,17 +285,20 @@ def _post(url: str, program: str, stdin: str, seconds: float) -> str | None:
         return None
     request = {"code": program, "language": "python", "stdin": stdin, "run_timeout": seconds}
     address = url.rstrip("/") + ("" if url.rstrip("/").endswith("/run_code") else "/run_code")
-    problem = ""
+    problem, away = "", False
     for attempt in range(TRIES):
         if attempt:
             time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
-            answer = httpx.post(address, json=request, timeout=seconds + 10).raise_for_status().json()
+            patience = httpx.Timeout(seconds + 10, connect=CONNECTING)
+            answer = httpx.post(address, json=request, timeout=patience).raise_for_status().json()
             if answer["status"] == "SandboxError":
-                problem = str(answer.get("message"))
+                problem, away = str(answer.get("message")), False
                 continue
             ran = answer["run_result"] or {}
             return str(ran.get("stdout") or "") if answer["status"] == "Success" else None
         except (httpx.HTTPError, ValueError, KeyError) as error:
             problem = f"{type(error).__name__}: {error}"
-    raise walls.SandboxError(f"{address} failed {TRIES} times: {problem}")
+            status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+            away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) or status in DOWN
+    raise (Away if away else walls.SandboxError)(f"{address} failed {TRIES} times: {problem}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import os
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rlreason.errors import RolloutError
+from rlreason.pulse import beat
 from rlreason.rewards import weigh
 from rlreason.rewards.pool.process import PATIENCE, Asked, Process
 from rlreason.types import Task
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from rlreason.config import RewardsConfig
 
 STILLBORN = 3  # processes in a row that end before they are ready, until the pool gives up
+AWAY = 300.0  # seconds that an answer waits for a service that is not there, such as a remote sandbox
+PAUSE, LONGEST = 1.0, 30.0  # seconds before it is asked the second time, and at most, doubling in between
+AUDIT = 64  # every so many answers one is judged a second time
 
 
 class Verdict(NamedTuple):
@@ -38,15 +43,17 @@ class Pool:
     The processes start at once, and import the rewards of these names; others are imported when an answer needs them.
     """
 
-    def __init__(self, config: RewardsConfig, names: Iterable[str] = (), log: Path | None = None):
-        """`log`: where the processes print; without one, to this process's standard error."""
+    def __init__(self, config: RewardsConfig, names: Iterable[str] = (), log: Path | None = None, away: float = AWAY):
+        """`log`: where the processes print; without one, to this process's standard error. `away`: seconds that an answer
+        waits for a reward that raises `ConnectionRefusedError`."""
         self.setup = {"names": list(names), "options": config.options, "timeout": config.timeout, "memory": config.memory}
         limits = [config.timeout, *(options["timeout"] for options in config.options.values() if "timeout" in options)]
         self.period = min(1.0, min(limits) / 4)  # seconds from one look at the clock to the next
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if log else 2
         self.workers = [Process(self.setup, self.log) for _ in range(config.workers)]
         self.queue: deque[Asked] = deque()
-        self.numbers = itertools.count()
+        self.numbers, self.judged, self.away = itertools.count(), itertools.count(1), away
+        self.heard: dict[str, float] = {}  # reward -> when it last judged an answer
         self.stillborn = 0  # processes in a row that ended before they were ready
         self.broken = ""  # why nothing can be judged any more
         self.listening = False
@@ -64,7 +71,12 @@ class Pool:
         """The reward of an answer; `task.reward`, where the task has one, takes the place of `weights`.
 
         A reward that raises, hangs, dies or gives no finite number fails alone: its part is None, as where a reward gives
-        None because it cannot judge, and `failures` says how. Raises `RolloutError` if no process can be started.
+        None because it cannot judge, and `failures` says how. So does one that gives an answer two different numbers,
+        which every 64th answer is an occasion to find out. One that raises `ConnectionRefusedError`, as its
+        service is away, is asked again after 1 s, 2 s, 4 s, … and whoever waits for the verdict waits: an outage costs
+        time, and no answer.
+
+        Raises `RolloutError` if no process can be started, or such a service does not come back.
         """
         weights = task.reward or weights
         facts = {"length": length, "limit": limit, "truncated": truncated}
@@ -74,6 +86,46 @@ class Pool:
             cause = f"could not be asked: the task's info is not JSON: {error}"
             parts = dict.fromkeys(weights)
             return Verdict(weigh(weights, parts), parts, dict.fromkeys(weights, cause))
+        asked = await self._patiently(body, [*weights])
+        if next(self.judged) % AUDIT == 0:
+            await self._audit(body, asked)
+        parts = {name: asked.parts[name] for name in weights}
+        return Verdict(weigh(weights, parts), parts, asked.failures)
+
+    async def _patiently(self, body: str, names: list[str]) -> Asked:
+        """Ask; where a service is away, wait and ask that reward again. If it then is there for others, the answer fails:
+        it may be what brings the service down."""
+        asked = await self._ask(body, names)
+        begun, pause = time.monotonic(), PAUSE
+        while asked.away:
+            if time.monotonic() + pause > begun + self.away:
+                for name, cause in asked.away.items():
+                    if self.heard.get(name, 0.0) < begun:
+                        raise RolloutError(f"the reward {name} could not be asked for {self.away:g} s: {cause}. Bring its "
+                                           "service up again; the same command goes on from the last checkpoint")  # fmt: skip
+                    asked.part(name, None, cause)
+                break
+            beat(f"waiting for the service of the reward {next(iter(asked.away))}")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST)
+            again = await self._ask(body, [*asked.away])
+            asked.parts |= again.parts
+            asked.failures |= again.failures
+            asked.away = again.away
+        return asked
+
+    async def _audit(self, body: str, asked: Asked) -> None:
+        """Ask a second time, another process if one is free: a number that is then another one is worth nothing. Services,
+        which cost money, are left out."""
+        first = {name: part for name, part in asked.parts.items() if part is not None and name not in asked.waited}
+        second = (await self._ask(body, [*first], asked.by)).parts
+        for name, a in first.items():
+            b = second.get(name)
+            if b is not None and not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9):
+                asked.part(name, None, f"is not deterministic: it gave {a:g} and then {b:g} for the same answer")
+
+    async def _ask(self, body: str, names: list[str], other: Process | None = None) -> Asked:
+        """One answer, judged by the rewards of these names, as far as they can; by another process than `other`."""
         if self.broken:
             raise RolloutError(self.broken)
         loop = asyncio.get_running_loop()
@@ -81,13 +133,14 @@ class Pool:
             self.listening = True
             for worker in self.workers:
                 loop.add_reader(worker.socket, self._heard, worker)
-        asked = Asked(next(self.numbers), body, [*weights], loop.create_future())
-        if weights:
+        asked = Asked(next(self.numbers), body, names, loop.create_future(), other=other)
+        if names:
             self.queue.append(asked)
             self._deal()
             await asked.done
-        parts = {name: asked.parts[name] for name in weights}
-        return Verdict(weigh(weights, parts), parts, asked.failures)
+        now = time.monotonic()
+        self.heard |= {name: now for name in asked.parts if name not in asked.failures}
+        return asked
 
     async def close(self) -> None:
         """End every process, and all that they have started."""
@@ -125,7 +178,8 @@ class Pool:
             free = [worker for worker in self.workers if worker.free(self.queue[0].alone)]
             if not free:
                 break
-            min(free, key=lambda worker: len(worker.asked)).ask(self.queue.popleft())
+            asked = self.queue.popleft()
+            min(free, key=lambda worker: (worker is asked.other, len(worker.asked))).ask(asked)
         for worker in self.workers:
             if worker.unsent:
                 self._send(worker)

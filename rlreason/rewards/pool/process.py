@@ -37,7 +37,11 @@ class Asked:
     waiting: dict[str, float] = field(default_factory=dict)  # coroutines under way -> since when
     parts: dict[str, float | None] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    away: dict[str, str] = field(default_factory=dict)  # rewards whose service did not answer, and what they met with
+    waited: set[str] = field(default_factory=set)  # rewards that were coroutines
     deaths: int = 0  # of processes, each of which it may have caused
+    by: Process | None = None  # who was asked last
+    other: Process | None = None  # who had better not be asked
     alone: bool = False  # to be judged in a process that does nothing else, for certainty
 
     def part(self, name: str, value: float | None, failure: str) -> None:
@@ -87,7 +91,7 @@ class Process:
     def ask(self, asked: Asked) -> None:
         if not self.line:
             self.since = time.monotonic()
-        self.asked[asked.number] = asked
+        self.asked[asked.number], asked.by = asked, self
         self.line.append(asked)
         self.unsent += f"[{asked.number},{json.dumps(asked.left)},{asked.body}]\n".encode()
 
@@ -146,6 +150,9 @@ class Process:
                     self.line.popleft()
             if what == "begun":
                 asked.waiting[name] = now
+                asked.waited.add(name)
+            elif what == "away":
+                asked.away[name] = said[2]
             else:
                 _, _, value, failure, seconds = said
                 asked.part(name, value, failure)

@@ -8,6 +8,7 @@ the other from its socket (the names of rewards and an answer) and says on it, a
     ["ready"]                                     answers may come
     ["begun", id, name]                           a coroutine: the reward waits for something, and others go on
     ["part", id, name, value, cause, seconds]     a part of the reward: a number; or null, and how it failed or ""
+    ["away", id, name, cause]                     the service that this reward asks is not there: to be asked again later
     ["leaving"]                                   memory ran out: this process ends, and none of what is left is to blame
 """
 
@@ -65,8 +66,9 @@ def guard(parent: int) -> None:
         return
 
     def kill(*_: Any) -> None:
-        os.kill(child, signal.SIGUSR1)  # a last word: where it hangs, for the log
-        time.sleep(0.05)
+        if os.getppid() == parent:  # else nothing hangs: who wanted answers judged is gone
+            os.kill(child, signal.SIGUSR1)  # a last word: where it hangs, for the log
+            time.sleep(0.05)
         os.kill(child, signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, kill)
@@ -128,8 +130,11 @@ class Judge:
         if os.getpid() != self.pid:  # a reward has forked, and its child came back from it
             os._exit(0)
         line = json.dumps(message).encode() + b"\n"
-        with self.lock:
-            self.channel.sendall(line)
+        try:
+            with self.lock:
+                self.channel.sendall(line)
+        except (BrokenPipeError, ConnectionResetError):  # nobody wants anything judged any more
+            os._exit(0)
 
     def load(self, name: str) -> Loaded:
         if name not in self.rewards:
@@ -152,6 +157,9 @@ class Judge:
                     asyncio.run_coroutine_threadsafe(self.wait(id_, name, value, reward.seconds), self.side())
                     continue
                 part, cause = number(value)
+            except ConnectionRefusedError as error:
+                self.say("away", id_, name, raised(error))
+                continue
             except BaseException as error:  # not even sys.exit() in a user's function may end this process
                 part, cause = None, raised(error)
             self.part(id_, name, part, cause, began)
@@ -171,6 +179,9 @@ class Judge:
                 if not task.done():  # it does not listen: whoever waits for the answer will end this process
                     return
                 part, cause = None, hung(seconds)
+        except ConnectionRefusedError as error:
+            self.say("away", id_, name, raised(error))
+            return
         except BaseException as error:  # as above
             part, cause = None, raised(error)
         self.part(id_, name, part, cause, began)
