@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     takes_recipe(sub)
     sub.add_argument("--fresh", action="store_true", help="begin anew; an old run is moved aside, not deleted")
     sub.add_argument("--redo", action="store_true", help="make stages anew whose recipe or inputs have changed")
+    sub.add_argument("--force", action="store_true", help="go on from the newest checkpoint though the recipe has changed")
     takes_recipe(command("config", show, "print a recipe resolved and checked"))
     sub = command("eval", evaluate, "score a model on a recipe's held-out tasks")
     sub.add_argument("model", metavar="MODEL", help="a Hugging Face name or directory")
@@ -83,16 +84,18 @@ def train(parsed: argparse.Namespace) -> None:
     out = many.out if many else Path((config := _config(parsed)).out)
     if parsed.redo and not many:
         raise RecipeError(["--redo: this recipe has no stages; --fresh begins it anew"])
+    if parsed.fresh and parsed.force:
+        raise RecipeError(["--fresh begins anew, and --force goes on with what is there: say one of them"])
     if parsed.fresh:
         stages.aside(out)
     if many:
         for name, stage in many.stages.items():
             if not stages.done(Path(stage.out)):
                 _print_table(name, stage)
-        summary = pipeline.run(many, parsed.redo)
+        summary = pipeline.run(many, parsed.redo, parsed.force)
     else:
         _print_table(parsed.recipe.stem, config)
-        summary = stages.run(config, parsed.recipe.stem)
+        summary = stages.run(config, parsed.recipe.stem, force=parsed.force)
     for when in ("before", "after"):
         if score := summary[f"accuracy_{when}"]:
             print(f"accuracy {when}: {score['mean']:.3f}  95 % interval [{score['low']:.3f}, {score['high']:.3f}]"
@@ -154,8 +157,9 @@ def report(parsed: argparse.Namespace) -> None:
 
 def _pipeline(parsed: argparse.Namespace) -> Any:
     from rlreason import pipeline
+    from rlreason.recipe import document
 
-    return pipeline.load(parsed.recipe, parsed.overrides) if pipeline.is_pipeline(parsed.recipe) else None
+    return pipeline.load(parsed.recipe, parsed.overrides) if "stages" in document(parsed.recipe)[0] else None
 
 
 def _config(parsed: argparse.Namespace, *more: str) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -50,20 +50,26 @@ class History:
 
     Tasks that are solved or seldom worth asking are passed over when the stream is drawn from, by their rates as of
     the last finished step, their epoch and the seed. So with `max_lag = 0` a resumed run draws what an uncut one
-    draws; with more, tasks that were in flight at the checkpoint may be drawn differently.
+    draws; with more, those that were in flight at the checkpoint stand in it, and are asked again whatever their rates
+    have become.
 
     The rates of a step's groups, kept or not, are a line of `tasks.jsonl`, written before the step's checkpoint, with
     the stream's position: tasks passed over make it run ahead of the loop's cursor. There is no file unless
     `tasks.solved` or `tasks.curriculum` asks for it.
     """
 
-    def __init__(self, config: Config, tasks: Tasks, rollout: Rollout, keep: Callable[[Group], bool], version: int = 0):
-        """`version`: the step that the run goes on from; what was written of later ones is taken back."""
+    def __init__(
+        self, config: Config, tasks: Tasks, rollout: Rollout, keep: Callable[[Group], bool], version: int = 0,
+        owed: Sequence[str] = (),
+    ):  # fmt: skip
+        """`version`: the step that the run goes on from; what was written of later ones is taken back. `owed`: ids of the
+        tasks that were in flight then, in order."""
         self.tasks, self.rollout, self.filter = tasks, rollout, keep
         self.metric, self.seed = config.metric, config.seed
         self.solved, self.chance = config.tasks.solved, CURRICULA[config.tasks.curriculum]
         self.on = self.solved > 0 or config.tasks.curriculum != "none"
         self.rates: dict[str, float] = {}
+        self.owed = deque(owed)
         self.drawn: deque[Asked] = deque()  # not yet consumed, oldest first
         self.consumed: list[Asked] = []  # in this step
         self.metrics: Metrics = {}  # of the last finished step
@@ -74,13 +80,13 @@ class History:
         if self.on:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not version:
-                self.path.write_text("")
+                checkpoint.write_atomic(self.path, "")
 
     def stream(self, cursor: int) -> Iterator[Task]:
         """Tasks to ask, beginning where the run that goes on had got to: `cursor` tasks were consumed."""
         start, skipped = self.position if self.on and self.position else cursor, 0
         for position, task in zip(count(start), self.tasks.stream(start), strict=False):
-            if self.on and not self._asks(task):
+            if self.on and not (self._owes(task) if self.owed else self._asks(task)):
                 skipped += 1
                 continue
             self.drawn.append(Asked(task, position + 1, skipped))
@@ -113,14 +119,20 @@ class History:
             self.metrics["skipped"] = sum(asked.skipped for asked in self.consumed)
             self.position = self.consumed[-1].position if self.consumed else self.position
             self.finished = self._finished()
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": version, "position": self.position, "rates": rates}) + "\n")
+            checkpoint.append(self.path, json.dumps({"step": version, "position": self.position, "rates": rates}))
         self.consumed = []
         return await self.rollout.load(weights, version)
 
     def _finished(self) -> bool:
         """Is every task solved, so that none would ever be asked again?"""
         return bool(self.solved and self.ids) and all(self.rates.get(i, -1.0) >= self.solved for i in self.ids or ())
+
+    def _owes(self, task: Task) -> bool:
+        """Was it in flight at the checkpoint? What lies between such tasks was passed over then."""
+        if task.id != self.owed[0]:
+            return False
+        self.owed.popleft()
+        return True
 
     def _asks(self, task: Task) -> bool:
         name, epoch = origin(task.id)

@@ -27,7 +27,12 @@ OUTPUTS = {  # what a kind of stage makes, for others to take
     "eval": ("scores.json", "answers.jsonl"),
     "export": ("model",),
 }
-FREE = ("out", "log", "eval.gate")  # options that change nothing that a stage makes
+FREE = ("out", "log", "eval.gate", "recovery", "chaos", "loop.keep")  # options that change nothing that a stage makes
+
+SCALE = (  # options that say on how much of what it is made: they change no more than the last bits
+    "learner.workers", "learner.tokens", "learner.gradient_checkpointing", "learner.packing",
+    "learner.deepspeed.zero_optimization", "rollout.workers", "rewards.workers", "transport",
+)  # fmt: skip
 
 Manifest = dict[str, Any]
 Entry = dict[str, Any]  # a file or folder: sha256, and seen, which tells cheaply that it was not touched
@@ -99,12 +104,7 @@ def changes(config: Config, root: Path | None = None, elsewhere: bool = False) -
         return []
     if made["state"] == "damaged":
         return [f"{out / FILE} is damaged, so nobody knows what this was made from"]
-    old, new, default = made["recipe"], json.loads(json.dumps(options(config, root))), options(Config())
-    found = [
-        f"{key} was {was!r}, is {now!r}"
-        for key in sorted({*old, *new})
-        if (was := old.get(key, default.get(key))) != (now := new.get(key, default.get(key)))
-    ]
+    found = [told for key, told in _options_changed(made, config, root).items() if not _is(key, SCALE)]
     paths = inputs(config, made.get("rewards", ()))
     for key, was in made["inputs"].items():
         lost = elsewhere and not Path(paths.get(key, "")).exists() and not Path(was["path"]).is_absolute()
@@ -117,6 +117,28 @@ def changes(config: Config, root: Path | None = None, elsewhere: bool = False) -
     return found
 
 
+def rescaled(config: Config, root: Path | None = None) -> list[str]:
+    """The options of `SCALE` that are not what they were: a run goes on with them, and says so."""
+    made = read(Path(config.out))
+    if made is None or not begun(made) or made["state"] == "damaged":
+        return []
+    return [told for key, told in _options_changed(made, config, root).items() if _is(key, SCALE)]
+
+
+def _options_changed(made: Manifest, config: Config, root: Path | None) -> dict[str, str]:
+    """Every option that is not what it was -> both values."""
+    old, new, default = made["recipe"], json.loads(json.dumps(options(config, root))), options(Config())
+    return {
+        key: f"{key} was {was!r}, is {now!r}"
+        for key in sorted({*old, *new})
+        if (was := old.get(key, default.get(key))) != (now := new.get(key, default.get(key)))
+    }
+
+
+def _is(key: str, names: Collection[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
 def options(config: Config, root: Path | None = None) -> dict[str, Any]:
     """Every option that has a say in what is made, by its dotted name. What lies below `root` is written $…, so that
     a pipeline may be moved."""
@@ -126,7 +148,7 @@ def options(config: Config, root: Path | None = None) -> dict[str, Any]:
         return "$" + value.removeprefix(below) if below and isinstance(value, str) and value.startswith(below) else value
 
     said = OmegaConf.to_container(OmegaConf.structured(config))
-    return {k: placed(v) for k, v in leaves(said) if not any(k == free or k.startswith(f"{free}.") for free in FREE)}
+    return {k: placed(v) for k, v in leaves(said) if not _is(k, FREE)}
 
 
 def inputs(config: Config, rewards: Collection[str] = ()) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from rlreason import checkpoint, manifest, model, recipe
+from rlreason import checkpoint, manifest, model, recipe, space
 from rlreason.config import Config
 from rlreason.errors import Failure, RecipeError, Regressed
 from rlreason.named import near
@@ -216,10 +216,12 @@ def stale(pipeline: Pipeline) -> dict[str, list[str]]:
     return found
 
 
-def check(pipeline: Pipeline, redo: bool) -> None:
-    """Look at every input that exists before the first stage starts, and at what was made by an older recipe.
+def check(pipeline: Pipeline, redo: bool, force: bool = False) -> None:
+    """Look at every input that exists before the first stage starts, at what was made by an older recipe, and at the room
+    that all of it takes.
 
-    Raises `RecipeError`: with what is missing or wrong, or with the stages that are stale, unless `redo`.
+    Raises `RecipeError`: with what is missing or wrong, or with the stages that are stale, unless `redo` or `force`;
+    `StorageError` if there is not enough room.
     """
     from rlreason import stages
 
@@ -236,27 +238,30 @@ def check(pipeline: Pipeline, redo: bool) -> None:
             problems += [f"stages.{name}: {problem}" for problem in error.problems]
     if problems:
         raise RecipeError(problems)
-    if not redo and (found := stale(pipeline)):
+    if not redo and not force and (found := stale(pipeline)):
         told = [line for name, reasons in found.items() for line in [f"    {name}", *(f"        {r}" for r in reasons[:5])]]
         raise RecipeError([f"{pipeline.out}: the recipe has changed since these stages were made:", *told,
-                           "    --redo makes them anew and moves what is there aside; or say another out=…"])  # fmt: skip
+                           "    --redo makes them anew and moves what is there aside; --force goes on from what is there, and "
+                           "leaves what is done as it is; or say another out=…"])  # fmt: skip
+    space.check(pipeline.stages, pipeline.out, pipeline.base)
 
 
-def run(pipeline: Pipeline, redo: bool = False) -> dict[str, Any]:
+def run(pipeline: Pipeline, redo: bool = False, force: bool = False) -> dict[str, Any]:
     """Run the stages that are not done; returns the summary of the whole.
 
     `redo`: stages whose recipe or inputs have changed are moved aside and made anew. One whose inputs come out the same
-    after all stays as it is.
+    after all stays as it is. `force`: a changed stage that was begun goes on from its newest checkpoint, and one that is
+    done stays as it is, unless `redo` is said too.
     """
     from rlreason import stages
 
     began = time.time()
-    check(pipeline, redo)
+    check(pipeline, redo, force)
     with stages.claimed(pipeline.out):
-        return _run(pipeline, redo, began)
+        return _run(pipeline, redo, began, force)
 
 
-def _run(pipeline: Pipeline, redo: bool, began: float) -> dict[str, Any]:
+def _run(pipeline: Pipeline, redo: bool, began: float, force: bool) -> dict[str, Any]:
     from rlreason import stages
 
     out = pipeline.out
@@ -269,13 +274,13 @@ def _run(pipeline: Pipeline, redo: bool, began: float) -> dict[str, Any]:
     summaries = {}
     with ExitStack() as stack:
         for name, config in pipeline.stages.items():
-            if redo and manifest.changes(config, out):
+            if redo and (stages.done(Path(config.out)) or not force) and manifest.changes(config, out):
                 stages.aside(Path(config.out), out / STALE)
             if stages.wants_engines(config):
                 from rlreason import cluster
 
                 stack.enter_context(cluster.connected())
-            summaries[name] = stages.run(config, name, began, out)
+            summaries[name] = stages.run(config, name, began, out, force)
             if config.eval.gate == "stop" and (worse := summaries[name].get("regressions")):
                 raise Regressed(f"stage {name} made the model worse than it was, so the pipeline stops (eval.gate: stop):",
                                 worse, f"    {name}.eval.gate=report goes on all the same; nothing is done again")  # fmt: skip

@@ -10,17 +10,18 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlreason import checkpoint, evaluate, manifest, model
+from rlreason import checkpoint, evaluate, manifest, model, storage
 from rlreason.config import Config, LoopConfig
 from rlreason.display import Display, duration
 from rlreason.errors import Interrupted, RecipeError, RolloutError
+from rlreason.fleet import Say
 from rlreason.loop import Rollout, train
 from rlreason.metrics import Journal
 from rlreason.rewards.pool import Pool
@@ -37,12 +38,14 @@ class Harvest:
 
     def __init__(self, config: Config):
         self.config, self.folder = config, Path(config.out) / "answers"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with storage.stored(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.rows: list[Answered] = []
         self.ids: set[str] = set()  # of the tasks that were answered
         self.version = 0
-        while self._file(self.version + 1).exists():
+        while self._whole(self.version + 1):
             self.version += 1
+        self.damaged = self._aside()
         self.ids |= {row["task"] for row in self.written()}
         self.cursor = checkpoint.read_json(self._file(self.version))["cursor"] if self.version else 0
 
@@ -58,7 +61,7 @@ class Harvest:
     async def publish(self) -> None:
         return None
 
-    async def save(self, cursor: int) -> None:
+    async def save(self, cursor: int, pending: Sequence[str] = ()) -> None:
         self.cursor = cursor
         checkpoint.write_atomic(self._file(self.version), json.dumps({"cursor": cursor, "tasks": self.rows}))
 
@@ -69,6 +72,26 @@ class Harvest:
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06}.json"
+
+    def _whole(self, number: int) -> bool:
+        """Was the step's file written, and can it be read?"""
+        file = self._file(number)
+        if not file.exists():
+            return False
+        with storage.stored(file):  # a disk that cannot be read now is no damage
+            content = file.read_bytes()
+        try:
+            return {"cursor", "tasks"} <= json.loads(content).keys()
+        except (ValueError, AttributeError):
+            return False
+
+    def _aside(self) -> list[str]:
+        """Move aside what cannot be read, and what was answered after it, for those tasks are asked again; nothing is
+        deleted. Returns what was moved."""
+        later = [file for file in sorted(self.folder.glob("[0-9]*.json")) if int(file.stem) > self.version]
+        for file in later:
+            storage.rename(file, storage.free(file.with_name(f"{checkpoint.ASIDE}{file.name}")))
+        return [f"{file} is damaged, or comes after one that is" for file in later]
 
 
 class Steady:
@@ -102,12 +125,21 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
     steps = math.ceil(wanted / config.loop.groups)
     loop: LoopConfig = replace(config.loop, samples=samples, steps=steps, save_every=1)
     with Display(name, steps) as display, stopping() as stop:
-        journal = Journal(config, harvest.version)
+        journal = Journal(config)
+        journal.back_to(harvest.version)
         journal.event("start", step=harvest.version, resumed=harvest.version > 0)
+        if harvest.damaged:
+            journal.event("damaged", step=harvest.version, files=harvest.damaged)
+            display.say(f"{harvest.damaged[0]}: moved aside, and its tasks are asked again")
         if harvest.version:
             display.say(f"going on after {harvest.cursor} of {wanted} tasks")
         if harvest.cursor < wanted:
-            async with answering(config, display) as (rollout, source):
+
+            def say(event: str, text: str, **details: Any) -> None:
+                journal.event(event, step=harvest.version, **details)
+                display.say(text)
+
+            async with answering(config, say) as (rollout, source):
                 manifest.amend(out, weights={"begin": source})
                 budget = Budget(config.rewards.failures, loop.groups * samples, journal.event, display.say)
                 await train(
@@ -131,7 +163,7 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
 
 
 @asynccontextmanager
-async def answering(config: Config, display: Display) -> AsyncIterator[tuple[Rollout, str | None]]:
+async def answering(config: Config, say: Say) -> AsyncIterator[tuple[Rollout, str | None]]:
     """Who answers: engines with the model's weights, or a teacher behind an endpoint; and which weights those are."""
     if config.sample.teacher:
         from rlreason.teacher import Teacher
@@ -147,8 +179,8 @@ async def answering(config: Config, display: Display) -> AsyncIterator[tuple[Rol
     from rlreason import cluster
 
     path = model.local(config.model, Path(config.out))
-    display.say(f"starting {config.rollout.workers} engines …")
-    async with cluster.start(config, path, False, 0, config.rollout.workers) as (_, rollouts):
+    say("engines", f"starting {config.rollout.workers} engines …")
+    async with cluster.start(config, path, False, 0, config.rollout.workers, say) as (_, rollouts):
         await rollouts.load({"kind": "file", "path": str(Path(path).absolute())}, 0)
         held = (manifest.read(Path(config.out)) or {}).get("weights", {})
         yield rollouts, held.get("begin") or manifest.weights_of(Path(path))

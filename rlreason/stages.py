@@ -6,14 +6,16 @@ import asyncio
 import fcntl
 import json
 import os
+import socket
+import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlreason import checkpoint, export, manifest, model, sampling, training
+from rlreason import checkpoint, export, manifest, model, sampling, space, storage, training
 from rlreason.config import Config, to_yaml
 from rlreason.errors import Failure, Interrupted, RecipeError, StorageError
 from rlreason.evaluate import Score
@@ -26,21 +28,33 @@ Summary = dict[str, Any]
 KINDS = {"train": training.run, "sample": sampling.run, "eval": sampling.run, "export": export.run}
 
 
-def run(config: Config, name: str, began: float | None = None, root: Path | None = None) -> Summary:
+def run(
+    config: Config, name: str, began: float | None = None, root: Path | None = None, force: bool = False
+) -> Summary:  # fmt: skip
     """Do what the recipe says, going on where it was cut off; returns its summary. What is done is not done again.
 
     `began`: when the command began (`time.time()`), for `seconds_to_first_step`. `root`: the folder of the pipeline
-    that this is a stage of.
+    that this is a stage of. `force`: go on from the newest checkpoint though the recipe has changed; what is done is
+    then gone on with too, unless it is a stage.
+
+    Raises `RecipeError` for a recipe that has changed, `StorageError` where there is no room for what it makes.
     """
     out, begin = Path(config.out), time.time()
-    tasks = None if (over := done(out)) else inputs(config)
+    over = done(out) and not (force and not root and manifest.changes(config, root))
+    tasks = None if over else inputs(config)
+    if not over:
+        space.check({name: config}, out)
     with claimed(out):
-        if changed := manifest.changes(config, root):
-            told = [f"    {one}" for one in changed[:8]] + [f"    … and {len(changed) - 8} more"] * (len(changed) > 8)
-            raise RecipeError([f"out: {out} holds other work than this recipe makes:", *told,
-                               "    give this one its own out=…, or say --fresh"])  # fmt: skip
+        changed = [] if over and root and force else _changed(config, root, force)
         if over:
             return read_summary(out)
+        if force and not root and not manifest.begun(manifest.read(out)) and not (out / "checkpoints").exists():
+            raise RecipeError([f"--force: {out} holds no work to go on with; is out=… what you meant? Else leave --force out"])
+        stage = (config.learner.deepspeed.get("zero_optimization") or {}).get("stage", 0)
+        if config.kind == "train" and (wrong := checkpoint.unfit(out / "checkpoints", config.learner.workers, stage)):
+            raise RecipeError([wrong])
+        _tell(out, "forced", changed)
+        _tell(out, "rescaled", manifest.rescaled(config, root))
         checkpoint.write_atomic(out / "recipe.yaml", to_yaml(config))
         named = {reward for task in tasks.examples() for reward in task.reward or ()} if tasks else set()
         manifest.begin(config, name, root, named)
@@ -49,12 +63,33 @@ def run(config: Config, name: str, began: float | None = None, root: Path | None
         except Exception as error:
             state = "stopped" if isinstance(error, Interrupted) else "failed"
             why = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-            manifest.amend(out, state=state, why=why[:2000])
+            try:
+                manifest.amend(out, state=state, why=why[:2000])
+            except StorageError as full:  # often what ended the run, which is told after this
+                print(f"rlreason: {full}", file=sys.stderr)
             raise
         checkpoint.write_atomic(out / "summary.json", json.dumps(summary, indent=1))
         manifest.finish(config, time.time() - begin)
         sampling.clear(out)
         return summary
+
+
+def _changed(config: Config, root: Path | None, force: bool) -> list[str]:
+    """How what is in the folder differs from what the recipe makes; refused with just that, unless `force`."""
+    changed = manifest.changes(config, root)
+    if changed and not force:
+        told = [f"    {one}" for one in changed[:8]] + [f"    … and {len(changed) - 8} more"] * (len(changed) > 8)
+        raise RecipeError([f"out: {config.out} holds other work than this recipe makes:", *told,
+                           "    give this one its own out=…, say --fresh to begin anew, or --force to go on with it from its "
+                           "newest checkpoint"])  # fmt: skip
+    return changed
+
+
+def _tell(out: Path, event: str, changes: list[str]) -> None:
+    """An event of a run that goes on with another recipe than it was begun with."""
+    if changes:
+        print(f"rlreason: {event}: {'; '.join(changes)}", file=sys.stderr)
+        checkpoint.append(out / "events.jsonl", json.dumps({"at": time.time(), "event": event, "changes": changes}))
 
 
 def wants_engines(config: Config) -> bool:
@@ -144,13 +179,25 @@ def _refused(config: Config, tasks: Tasks) -> list[str]:
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Hold `out` as this process's; refuse if somebody else holds it."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"out: another process is running in {out}; wait for it, or give this run its own") from None
+    """Hold `out` as this process's; refuse if somebody else holds it. The kernel lets go of it when this process ends,
+    however it ends. Raises `StorageError`."""
+    with storage.stored(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("a+")
+    with lock:
+        with storage.stored(out / ".lock"):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                who = lock.read().strip() or "unknown"
+                raise StorageError(
+                    f"out: another process is running in {out} ({who}); wait for it, or give this run its own"
+                ) from None
+            with suppress(OSError):  # for people only, and on a full disk it may be a run that is done and only read
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+                lock.flush()
         yield
 
 
@@ -174,7 +221,11 @@ async def score_model(config: Config, name: str) -> Score:
     if not tasks:
         raise RecipeError(["eval.tasks: is 0, so there is nothing to score a model on; say eval.tasks=256"])
     path = model.local(config.model, Path(config.out))
-    async with cluster.start(config, path, False, 0, config.rollout.workers) as (_, rollouts):
+
+    def say(event: str, text: str, **details: Any) -> None:
+        print(text, file=sys.stderr)
+
+    async with cluster.start(config, path, False, 0, config.rollout.workers, say) as (_, rollouts):
         await rollouts.load({"kind": "file", "path": str(Path(path).absolute())}, 0)
         result, rows = await examine(rollouts, tasks, config)
     Path(config.out).mkdir(parents=True, exist_ok=True)
@@ -188,5 +239,6 @@ def aside(out: Path, where: Path | None = None) -> None:
         raise StorageError(f"out: another process is running in {out}; wait for it, or give this run its own")
     if out.exists():
         place = where or out.parent
-        place.mkdir(parents=True, exist_ok=True)
-        os.replace(out, place / f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        with storage.stored(place):
+            place.mkdir(parents=True, exist_ok=True)
+            storage.rename(out, storage.free(place / f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"))

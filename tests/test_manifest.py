@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlreason import manifest
-from rlreason.config import Config, EvalConfig, TasksConfig
+from rlreason.config import Config, EvalConfig, LearnerConfig, TasksConfig
 
 
 @pytest.fixture
@@ -81,6 +81,20 @@ def test_an_option_that_a_newer_version_has_is_no_change(config):
     assert manifest.changes(config) == []
     config.eval = EvalConfig(every=5)
     assert manifest.changes(config) == ["eval.every was 0, is 5"]
+
+
+def test_on_how_much_of_what_it_is_made_is_told_and_no_other_work(config):
+    manifest.begin(config, "cold")
+    manifest.amend(Path("run"), weights={})
+    config.learner = LearnerConfig(workers=4, tokens=1024, deepspeed={"zero_optimization": {"stage": 2}})
+    config.rollout.workers = 3
+    assert manifest.changes(config) == []
+    assert manifest.rescaled(config) == [
+        "learner.deepspeed.zero_optimization.stage was None, is 2", "learner.tokens was 8192, is 1024",
+        "learner.workers was 1, is 4", "rollout.workers was 1, is 3",
+    ]  # fmt: skip
+    config.learner.deepspeed = {"gradient_clipping": 0.5}
+    assert manifest.changes(config) == ["learner.deepspeed.gradient_clipping was None, is 0.5"]
 
 
 @pytest.mark.parametrize("text", ["{}", '{"state": "done"', ""])

@@ -253,6 +253,16 @@ def test_stale_stages_are_refused_by_name_and_with_the_way_out(chain):
     pipeline.check(pipeline.load(chain, ["b.loop.steps=6"]), redo=True)
 
 
+def test_force_goes_on_with_what_was_begun_and_leaves_what_is_done(chain):
+    changed = pipeline.load(chain, ["loop.steps=6"])
+    with pytest.raises(RecipeError, match="--force goes on from what is there"):
+        pipeline.check(changed, redo=False)
+    pipeline.check(changed, redo=False, force=True)
+    for name, config in changed.stages.items():
+        checkpoint.write_atomic(Path(config.out) / "summary.json", json.dumps({"model": name}))
+        assert stages.run(config, name, root=changed.out, force=True) == {"model": name}
+
+
 def test_a_start_that_failed_before_it_had_weights_is_no_work(pipe):
     Path("t.jsonl").write_text(json.dumps({"prompt": "p", "answer": "a"}) + "\n")
     path = pipe("  a: {recipe: stage.yaml, set: [model=$base]}\n")

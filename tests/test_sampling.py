@@ -243,3 +243,17 @@ def test_an_answer_that_cannot_be_judged_is_told_and_not_replaced(tmp_path):
     asyncio.run(train(loop, iter(stream), Steady(Dark(), 0), harvest, keep=lambda group: True))
     assert [row["task"] for row in harvest.written()] == ["t0", "t1", "t2"]
     assert [reasons(row, made) for row in harvest.written()] == [[""], ["unjudged"], [""]]
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"cursor": 8, "tas', b"[]", b"\xff"])
+def test_answers_that_are_damaged_are_moved_aside_with_what_came_after_and_asked_again(tmp_path, damage):
+    whole = [*harvested(tmp_path).written()]
+    (tmp_path / "answers" / "000002.json").write_bytes(damage)
+    again = Harvest(config(tmp_path))
+    assert (again.version, again.cursor) == (1, 4)
+    assert [line.split("/")[-1].split()[0] for line in again.damaged] == ["000002.json", "000003.json"]
+    assert sorted(p.name for p in (tmp_path / "answers").iterdir()) == [
+        "000001.json", "damaged-000002.json", "damaged-000003.json",
+    ]  # fmt: skip
+    assert [*harvested(tmp_path).written()] == whole
+    assert Harvest(config(tmp_path)).damaged == []
