@@ -234,11 +234,15 @@ def _use(folder: Path, about: dict[str, Any], chain: list[Stage], exam: Stage | 
     limits = f"max_tokens={said['max_tokens']}" + (f", stop={shown(said['stop'])!r}" if said.get("stop") else "")
     given = 'messages = [{"role": "user", "content": "…"}]' if chat else 'prompt = "…"'
     text = "tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)" if chat else "prompt"
+    custom = "auto_map" in checkpoint.read_json(folder / "config.json")
+    if custom:
+        notes.append("It comes with Python files of its own, which `trust_remote_code=True` runs: read them first.")
+    trust = ", trust_remote_code=True" * custom
     transformers = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 path = "."  # this directory, or its name on a hub
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path, dtype="{about["dtype"]}")
+tokenizer = AutoTokenizer.from_pretrained(path{trust})
+model = AutoModelForCausalLM.from_pretrained(path, dtype="{about["dtype"]}"{trust})
 {given}
 inputs = tokenizer({text}, add_special_tokens={not chat}, return_tensors="pt")
 outputs = model.generate(**inputs, max_new_tokens={said["max_tokens"]}, do_sample=True, {sampling}, top_k=0)
@@ -246,7 +250,7 @@ print(tokenizer.decode(outputs[0, inputs["input_ids"].shape[1] :], skip_special_
     vllm = f"""from vllm import LLM, SamplingParams
 
 if __name__ == "__main__":  # vLLM starts processes that may read this file again
-    llm = LLM(model=".", dtype="{about["dtype"]}")
+    llm = LLM(model=".", dtype="{about["dtype"]}"{trust})
     {given}
     outputs = llm.{"chat(messages" if chat else "generate(prompt"}, SamplingParams({sampling}, {limits}))
     print(outputs[0].outputs[0].text)"""

@@ -159,6 +159,8 @@ def wrong_url(url: str) -> str:
         named = parts.hostname and (parts.port or True)  # a port that is no number raises
     except ValueError as error:
         return f"{url!r} is no URL: {error}"
+    if parts.username or parts.password:
+        return "has a user or a password in it, which would be written down with the recipe; say key_file"
     if parts.scheme not in ("http", "https") or not named:
         return f"{url!r} does not begin with http:// or https:// and a host"
     return ""

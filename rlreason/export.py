@@ -55,7 +55,7 @@ async def run(config: Config, name: str, tasks: Any, began: float) -> dict[str, 
         if target.exists():
             os.replace(target, partial)  # so that there is never half a model under its name
             shutil.rmtree(partial)
-        about = await _child(source, partial, template, out / "logs" / "export.log", stop)
+        about = await _child(source, partial, template, config.trust_remote_code, out / "logs" / "export.log", stop)
         (partial / "README.md").write_text(card(config.model, partial, about, scores), encoding="utf-8")
         os.replace(partial, target)
         summary = {
@@ -101,7 +101,9 @@ def _template(config: Config) -> str | None:
     return chat_template(entry["path"])
 
 
-async def _child(source: str, target: Path, template: str | None, log: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+async def _child(
+    source: str, target: Path, template: str | None, trust: bool, log: Path, stop: Callable[[], bool]
+) -> dict[str, Any]:  # fmt: skip
     """What the process below says of the model that it wrote. Its failure is raised as it would be here."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as errors:
@@ -111,7 +113,7 @@ async def _child(source: str, target: Path, template: str | None, log: Path, sto
             start_new_session=True,  # Ctrl-C is for us to answer
             env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         )  # fmt: skip
-        work = asyncio.create_task(process.communicate(json.dumps(template).encode()))
+        work = asyncio.create_task(process.communicate(json.dumps({"template": template, "trust": trust}).encode()))
         try:
             while not work.done():
                 await asyncio.wait([work], timeout=0.2)
@@ -145,11 +147,12 @@ def _failure(code: int, log: str, what: str) -> Failure:
 
 
 def main(source: str, target: str, parent: int = 0) -> int:
-    """Write `source` to the new directory `target`; on stdin comes its chat template, as JSON, or null."""
+    """Write `source` to the new directory `target`; on stdin come, as JSON, its chat template or null, and
+    whether the Python files that come with it may be run."""
     if parent and not die_with(parent):
         return 1
     try:
-        about = convert(Path(source), Path(target), json.loads(sys.stdin.read() or "null") if parent else None)
+        about = convert(Path(source), Path(target), **(json.load(sys.stdin) if parent else {}))
     except Failure as failure:
         print("\n".join(f"{SAID}{line}" for line in str(failure).splitlines()), file=sys.stderr)
         return failure.code
@@ -160,12 +163,12 @@ def main(source: str, target: str, parent: int = 0) -> int:
     return 0
 
 
-def convert(source: Path, target: Path, template: str | None = None) -> dict[str, Any]:
+def convert(source: Path, target: Path, template: str | None = None, trust: bool = False) -> dict[str, Any]:
     """Load, save, load what was saved and compare; returns what the card tells of the model.
 
     Raises `RecipeError` if `source` is no whole model, and `StorageError` if what was written is not the same.
     """
-    network, tokenizer = _read(source)
+    network, tokenizer = _read(source, trust)
     if template is not None:
         tokenizer.chat_template = template
     before = _seen(network, tokenizer)
@@ -181,13 +184,13 @@ def convert(source: Path, target: Path, template: str | None = None) -> dict[str
     }
     del network
     gc.collect()  # two at a time would want twice the memory
-    after = _seen(*_read(target))
+    after = _seen(*_read(target, trust))
     if differ := [what for what in before if before[what] != after[what]]:
         raise StorageError(f"{source}, written to {target}, has not the same {', '.join(differ)} when it is loaded again")
     return about
 
 
-def _read(folder: Path) -> tuple[Any, Any]:
+def _read(folder: Path, trust: bool) -> tuple[Any, Any]:
     """Model and tokenizer of a directory, in the type that is stored. Raises `RecipeError` where weights are wanting."""
     import torch
     from safetensors import SafetensorError
@@ -195,12 +198,15 @@ def _read(folder: Path) -> tuple[Any, Any]:
 
     try:
         network, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=_dtype(folder), output_loading_info=True,
+            folder, dtype=_dtype(folder), output_loading_info=True, use_safetensors=True, trust_remote_code=trust,
             ignore_mismatched_sizes=True,  # they are told below, by name
         )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-        raise RecipeError([f"model: {folder} cannot be read: {_short(error)}"]) from None
+        why = _short(error)
+        if "custom code" in why and not trust:
+            why = "it comes with Python files of its own, which run only where the recipe says trust_remote_code: true"
+        raise RecipeError([f"model: {folder} cannot be read: {why}"]) from None
     problems = {
         "no weights for": sorted(found["missing_keys"]),  # which transformers would draw at random
         "weights that such a model has no use for:": sorted(found["unexpected_keys"]),

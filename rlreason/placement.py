@@ -22,6 +22,8 @@ ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",  # else vLLM compiles a C++ kernel at its first log-probability: 15 s
 }
 NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+# Else gloo, NCCL and vLLM listen under the address that the machine's name stands for, and ask nobody who they are.
+ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
 
 
 def clash(versions: dict[str, str]) -> str:
@@ -75,9 +77,13 @@ def place(config: Config, resources: dict[str, float], nodes: int, learners: int
     return Placement(device, share, transport, min(1.0, cores / processes), threads)
 
 
-def environment(there: Placement) -> dict[str, str]:
-    """Of every learner and engine; what the user's own environment says wins, where it is a matter of taste."""
+def environment(there: Placement, nodes: int = 1) -> dict[str, str]:
+    """Of every learner and engine; what the user's own environment says wins, where it is a matter of taste.
+
+    Ray keeps it for all to read, and so no secret may be in it.
+    """
     taste = QUIET | {"OMP_NUM_THREADS": str(there.threads)} | (ON_CPU if there.device == "cpu" else {})
+    taste |= ON_LOOPBACK if nodes == 1 else {}
     needed = NO_GPU if there.device == "cpu" else {}
     needed = needed | {"PYTHONPATH": os.pathsep.join([*sys.path[:1], *filter(None, [os.environ.get("PYTHONPATH")])])}
     return {name: os.environ.get(name, value) for name, value in taste.items()} | needed
