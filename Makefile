@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := rlreason tests benchmarks recipes docs/r1_curves.py
 TESTS ?= not gpu
 
-.PHONY: env quickstart test lint check bench lock
+.PHONY: env quickstart test lint check chaos bench lock
 env: $(READY)
 
 $(READY): requirements/cpu.lock requirements/dev.lock requirements/install.sh pyproject.toml
@@ -26,6 +26,9 @@ lint: env  # format, lint, types
 
 check: lint  # the same, and the tests that start no engine
 	$(BIN)/pytest -q -m "not e2e and not gpu"
+
+chaos: env  # every fault of the catalogue with the real parts, and the table in docs/reliability.md; CASES="28 45" runs these
+	$(BIN)/python tests/chaos $(CASES)
 
 bench: env  # a step beside the same work without a framework
 	$(BIN)/python benchmarks/step.py

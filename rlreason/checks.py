@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rlreason.algorithms import ADVANTAGES, AVERAGES, CORRECTIONS, COVARIANCE, FILTERS, KL, LOSSES, PRESETS
+from rlreason.chaos import rates
+from rlreason.confidential import secrets
 from rlreason.config import FIELDS, AlgorithmConfig, Config
+from rlreason.model import unfit
 from rlreason.named import find, near, wrong_options
 from rlreason.rewards import find as find_reward
 from rlreason.rewards import wrong_options as wrong_reward_options
@@ -34,6 +37,8 @@ AT_LEAST: dict[str, float] = {
     "seed": 0, "tasks.max_prompt": 1, "tasks.solved": 0,
     "rewards.workers": 1, "rewards.timeout": 0.1, "rewards.memory": 0.25, "rewards.failures": 0,
     "loop.steps": 1, "loop.groups": 1, "loop.samples": 1, "loop.max_lag": 0, "loop.save_every": 0, "loop.seconds": 0,
+    "loop.keep": 1, "recovery.start": 1, "recovery.hung": 1, "recovery.restarts": 0, "recovery.floor": 1,
+    "recovery.retries": 0, "recovery.diverged": 1,
     "algorithm.overlong_buffer": 0, "algorithm.kl_loss": 0, "algorithm.kl_reward": 0, "algorithm.kl_credit": 0,
     "algorithm.reference_every": 0, "algorithm.off_policy_mask": 0,
     "learner.workers": 1, "learner.lr": 0, "learner.warmup": 0, "learner.weight_decay": 0, "learner.updates": 1,
@@ -44,7 +49,7 @@ OURS = {  # what the recipe says elsewhere, and these mappings must not say agai
     "learner.deepspeed": ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
                           "optimizer", "scheduler"),
     "rollout.vllm": ("model", "tokenizer", "load_format", "seed", "logprobs_mode", "disable_log_stats",
-                     "weight_transfer_config"),
+                     "weight_transfer_config", "trust_remote_code"),
 }  # fmt: skip
 
 
@@ -61,6 +66,14 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         for name in names:
             if name in _at(config, key):
                 yield f"{key}.{name}", "is not for a recipe to say: rlreason sets it from its other options"
+    for name in ("kill", "hang", "every"):
+        try:
+            rates(_at(config, f"chaos.{name}"))
+        except ValueError as error:
+            yield f"chaos.{name}", str(error)
+    if config.recovery.floor > config.rollout.workers:
+        yield "recovery.floor", f"{config.recovery.floor} engines have to be left, and there are {config.rollout.workers}"
+    yield from secrets(config)
     yield from _model(config)
     if config.kind == "export":
         return  # asks nothing, and learns nothing
@@ -74,13 +87,25 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
 
 def _model(config: Config) -> Iterator[tuple[str, str]]:
     if isinstance(config.model, str):
-        return
-    if not isinstance(config.model, dict) or "from_config" not in config.model:
+        if not config.sample.teacher:
+            yield from _unfit(config)
+    elif not isinstance(config.model, dict) or "from_config" not in config.model:
         yield "model", "is neither a name or directory nor {from_config: …}"
     elif not isinstance(config.model["from_config"], dict) or "model_type" not in config.model["from_config"]:
         yield "model", "from_config has to say its model_type, such as qwen2"
     elif config.kind != "train":
         yield "model", f"is to be made from a config, and kind: {config.kind} wants one that exists"
+    else:
+        yield from _unfit(config)
+
+
+def _unfit(config: Config) -> Iterator[tuple[str, str]]:
+    asks = config.kind != "export" and (config.kind != "train" or config.algorithm.answers == "policy")
+    width = config.rollout.vllm.get("tensor_parallel_size", 1)
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        yield "rollout.vllm.tensor_parallel_size", f"{width!r} is not a whole number of GPUs"
+        width = 1
+    yield from unfit(config.model, width, bool(config.rollout.stop) or not asks)
 
 
 def _tasks(config: Config) -> Iterator[tuple[str, str]]:
@@ -148,8 +173,15 @@ def _evaluation(config: Config) -> Iterator[tuple[str, str]]:
     if not loop.save_every or chosen.every % loop.save_every:
         yield (
             "eval.every",
-            f"{chosen.every} is no multiple of loop.save_every ({loop.save_every}), so the best could not be kept",
+            f"{chosen.every} is no multiple of loop.save_every ({loop.save_every}), so the best could not be kept"
+            + _multiples(chosen.every, loop.save_every),
         )
+
+
+def _multiples(value: int, of: int) -> str:
+    """The two multiples nearest to `value`, with their arithmetic."""
+    times = max(1, value // of) if of else 0
+    return f": {of} × {times} = {of * times}, {of} × {times + 1} = {of * (times + 1)}" if times else ""
 
 
 def _training(config: Config) -> Iterator[tuple[str, str]]:

@@ -42,6 +42,7 @@ class LoopConfig:
     samples: int = 8  # answers per task
     max_lag: int = 0  # how many weight versions old a sample may be; 0 is on-policy
     save_every: int = 0  # steps between checkpoints; 0 saves one, at the end
+    keep: int = 2  # checkpoints that are kept, the newest ones; weights/best is kept beside them
     seconds: float = 0.0  # stop after the step that passes this much training time; 0 is no limit
 
 
@@ -129,6 +130,24 @@ class ExportConfig:
 
 
 @dataclass
+class RecoveryConfig:
+    start: float = 600.0  # seconds in which a process has to be ready, its model loaded and compiled
+    hung: float = 300.0  # seconds without a sign of progress after which a process is taken for dead, and killed
+    restarts: int = 3  # starts in a row of an engine that came to nothing, after which it is left out
+    floor: int = 1  # engines that have to be left, or else the run ends
+    retries: int = 3  # times that learners are put together again without a new checkpoint in between
+    diverged: int = 5  # steps in a row with NaN or infinity, each of them skipped, after which the run ends
+
+
+@dataclass
+class ChaosConfig:
+    kill: str = ""  # rollout:0.05,learner:0.01,driver:0.001: the chance per step that such a process is killed
+    hang: str = ""  # the same, and it is stopped where it stands instead
+    every: str = ""  # rollout:45,learner:120: seconds between two kills of such a process
+    seed: int = 0
+
+
+@dataclass
 class LogConfig:
     rollouts: int = 16  # samples written per step, for people to read
     wandb: str = ""  # a Weights & Biases project; empty: none. WANDB_MODE=offline works too
@@ -141,6 +160,7 @@ class Config:
     kind: str = "train"  # what is done: train, sample (answers, kept if good), eval (answers, scored) or export
     seed: int = 0
     device: str = "auto"  # cuda where there is one, else cpu
+    trust_remote_code: bool = False  # run the Python files that come with a model: they may do whatever you may
     transport: str = "auto"  # of weights: shm, file, nccl or ipc; auto is the fastest that fits the device
     tasks: TasksConfig = field(default_factory=TasksConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -152,6 +172,8 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    chaos: ChaosConfig = field(default_factory=ChaosConfig)
 
     @property
     def metric(self) -> str:

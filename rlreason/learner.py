@@ -6,7 +6,6 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -15,18 +14,24 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
+from rlreason import pulse
 from rlreason.algorithms import FILTERS, objective
 from rlreason.algorithms.columns import columns, cut
 from rlreason.algorithms.mismatch import summary
+from rlreason.checkpoint import write_lines
 from rlreason.config import Config
+from rlreason.errors import Wounded
 from rlreason.forward import Model, Read, logits, packable, read, token_logprobs
 from rlreason.frozen import Frozen
+from rlreason.meeting import meet
+from rlreason.moved import assert_moved, fingerprints
 from rlreason.packing import fits_packed, fits_padded
+from rlreason.storage import rename, stored
 from rlreason.types import Batch, Group, Metrics, Sample, micro_batches
 from rlreason.weights import Handle, Publisher, digest
 
@@ -69,19 +74,23 @@ class Learner:
         self.device = torch.device(device)
         self.publisher = Publisher(transport, Path(config.out).absolute() / "weights" / "live")
         torch.manual_seed(config.seed)
+        disable_progress_bar()  # it would fill the log with every save
         # Else the first start on a machine compiles a kernel for sums in shared memory: it wants a compiler and half a minute,
         # and uses named files in /dev/shm. gloo sums as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("nccl" if self.gpu else "gloo", verbose=False)
+        backend = "nccl" if self.gpu else "gloo"
+        meet(backend, host, int(port), rank, self.world)
+        deepspeed.init_distributed(backend, verbose=False)  # it finds the group
         dtype = torch.bfloat16 if self.gpu else torch.float32
         # The kernel that needs no attention mask where a row is a sample: it is padded on the right, and attention is causal.
-        options = {"dtype": dtype, "attn_implementation": "sdpa"}
-        about = without_dropout(AutoConfig.from_pretrained(model))
+        trust = config.trust_remote_code
+        options = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": trust}
+        about = without_dropout(AutoConfig.from_pretrained(model, trust_remote_code=trust))
         if made:
             policy = AutoModelForCausalLM.from_config(about, **options)
         else:
-            policy = AutoModelForCausalLM.from_pretrained(model, config=about, **options)
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+            policy = AutoModelForCausalLM.from_pretrained(model, config=about, use_safetensors=True, **options)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust)
         reference = self._reference(policy, options) if config.algorithm.compares else None
         if config.learner.gradient_checkpointing:
             policy.gradient_checkpointing_enable()
@@ -134,10 +143,16 @@ class Learner:
             own["old"] = self._logprobs(self._logits, samples)
         metrics = [self._update([samples[row] for row in rows], {k: [column[row] for row in rows] for k, column in own.items()})
                    for rows in parts]  # fmt: skip
+        if (diverged := sum(m["diverged"] for m in metrics)) and self.rank == 0:
+            self._keep(samples, own)
         self.version += 1
         if self.reference and algorithm.reference_every and self.version % algorithm.reference_every == 0:
             self.reference.become(self.engine.module)
-        return metrics[0] | {key: float(np.mean([m[key] for m in metrics])) for key in ("loss", "grad_norm")}
+        return (
+            metrics[0]
+            | {key: float(np.mean([m[key] for m in metrics])) for key in ("loss", "grad_norm")}
+            | {"diverged": diverged}
+        )
 
     def _update(self, samples: list[Sample], own: dict[str, list[Any]]) -> Metrics:
         """One optimizer step. `own`: columns of the batch, one entry per sample."""
@@ -157,17 +172,26 @@ class Learner:
             seen |= {"loss": loss.detach(), "padded": loss.new_tensor(area)}
             for name, value in seen.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
-        before = None if self.moved else self._fingerprints()
+            pulse.beat(f"step {self.version + 1}, micro-batch {i + 1} of {len(plan)}")
+        masters = bool(self.stage or self.gpu)
+        before = None if self.moved else fingerprints(self.engine.module, masters)
         lr = self.engine.get_lr()[0]
         grad_norm = self._plain_norm()
-        self.engine.step()
-        grad_norm = float(self.engine.get_global_grad_norm() or grad_norm)
-        if before is not None and grad_norm > 0:
-            self._assert_moved(before)
+        if math.isfinite(grad_norm):  # ZeRO 0; DeepSpeed looks itself at the other stages, and skips such a step
+            self.engine.step()
+            stepped = self.engine.was_step_applied()
+            grad_norm = float(self.engine.get_global_grad_norm() or grad_norm)
+        else:
+            self.engine.zero_grad()
+            stepped = False
+        if before is not None and stepped and grad_norm > 0:
+            assert_moved(before, fingerprints(self.engine.module, masters))
+            self.moved = True
         torch.distributed.all_reduce(values := torch.stack([*sums.values()]))
         totals = dict(zip(sums, values.tolist(), strict=True))
         real = sum(len(s.tokens) for s in samples)
-        metrics = {"loss": totals["loss"], "grad_norm": grad_norm, "lr": lr, "padding": 1 - real / max(totals["padded"], 1)}
+        metrics = {"loss": totals["loss"], "grad_norm": grad_norm, "lr": lr, "padding": 1 - real / max(totals["padded"], 1),
+                   "diverged": float(not stepped)}  # fmt: skip
         if algorithm.answers == "policy":
             metrics |= summary(totals) | {"entropy": totals["entropy"] / max(totals["tokens"], 1)}
             if self.reference:
@@ -204,6 +228,7 @@ class Learner:
             chosen = [samples[r] for r in rows]
             logp = self._read(model, self._batch(chosen, {}).tokens, chosen).logp.cpu().numpy()
             mine |= {r: logp[i, : len(samples[r].tokens)] for i, r in enumerate(rows)}
+            pulse.beat(f"step {self.version + 1}, log-probabilities")
         shares: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(shares, mine)
         found = {r: logp for share in shares for r, logp in share.items()}
@@ -217,15 +242,26 @@ class Learner:
             batch = Batch(*(np.zeros((1, 2), column.dtype) for column in batch))
         return Batch(*(torch.from_numpy(column).to(self.device) for column in batch))
 
+    def _keep(self, samples: list[Sample], own: dict[str, list[Any]]) -> None:
+        """Write down a batch that came to NaN or infinity: its texts and rewards, and the numbers that went in."""
+        folder = Path(self.config.out) / "diverged"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_lines(folder / f"step-{self.version + 1:06}.jsonl", (
+            {"text": s.text, "reward": s.reward, "parts": s.parts, "version": s.version, "tokens": s.tokens.tolist(),
+             "logprobs": s.logprobs.tolist()} | {name: np.asarray(column[i]).tolist() for name, column in own.items()}
+            for i, s in enumerate(samples)
+        ))  # fmt: skip
+
     def _reference(self, policy: nn.Module, options: dict[str, Any]) -> nn.Module:
         """The model that the policy is compared with: its own first weights, or the one that the recipe names."""
         name = self.config.algorithm.reference
         if not name:
             return copy.deepcopy(policy)
-        if AutoTokenizer.from_pretrained(name).get_vocab() != self.tokenizer.get_vocab():
+        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
+        if theirs.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(f"algorithm.reference: {name} has another tokenizer than the model, so their tokens cannot be "
                              "compared")  # fmt: skip
-        return AutoModelForCausalLM.from_pretrained(name, **options)
+        return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options)
 
     def _assert_packable(self, model: Model, about: Any) -> None:
         if not packable(model, about, self.tolerance, self.device):
@@ -252,14 +288,17 @@ class Learner:
     def export(self, path: str) -> None:
         """Write a whole Hugging Face directory that transformers and vLLM load as it is."""
         with self._gathered():
-            if self.rank == 0:
-                partial = Path(f"{path}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                self.engine.module.save_pretrained(partial)
-                self.tokenizer.save_pretrained(partial)
-                shutil.rmtree(path, ignore_errors=True)
-                partial.rename(path)  # whole or not there
-        torch.distributed.barrier()
+            try:
+                if self.rank == 0:
+                    partial = Path(f"{path}.partial")
+                    shutil.rmtree(partial, ignore_errors=True)
+                    with stored(partial):
+                        self.engine.module.save_pretrained(partial)
+                        self.tokenizer.save_pretrained(partial)
+                        shutil.rmtree(path, ignore_errors=True)
+                        rename(partial, Path(path))  # whole or not there
+            finally:
+                torch.distributed.barrier()  # also where rank 0 could not write: the others wait here
 
     def digest(self) -> str:
         """Of the weights that are held now; every rank takes part, and rank 0's is the answer."""
@@ -272,9 +311,10 @@ class Learner:
 
     def save(self, path: str, state: dict[str, Any]) -> None:
         """Write this rank's part of a checkpoint; it counts once `checkpoint.commit` has written its manifest."""
-        self.engine.save_checkpoint(path, tag="deepspeed", client_state=state, save_latest=False)
-        if self.reference and self.config.algorithm.reference_every:  # else it is what it was at the start
-            self.reference.save(path, self.rank)
+        with stored(Path(path)):
+            self.engine.save_checkpoint(path, tag="deepspeed", client_state=state, save_latest=False)
+            if self.reference and self.config.algorithm.reference_every:  # else it is what it was at the start
+                self.reference.save(path, self.rank)
 
     def restore(self, path: str) -> dict[str, Any]:
         """Go back to a committed checkpoint."""
@@ -283,8 +323,13 @@ class Learner:
             raise FileNotFoundError(f"{path} does not hold what its manifest promises")
         if self.reference:
             self.reference.restore(path)
+        scheduler, config = self.engine.lr_scheduler, self.config  # by force a run may go on with another learning rate
+        scheduler.base_lrs = [config.learner.lr] * len(scheduler.base_lrs)
+        for group in self.engine.optimizer.param_groups:
+            rate = config.learner.lr * learning_rate(scheduler.last_epoch, config)
+            group.update(initial_lr=config.learner.lr, lr=rate, weight_decay=config.learner.weight_decay)
         self.version = state["version"]
-        return dict(state)
+        return {key: state[key] for key in ("version", "cursor", "pending") if key in state}  # DeepSpeed's own is large
 
     def _gathered(self) -> AbstractContextManager[Any]:
         return deepspeed.zero.GatheredParameters([*self.engine.module.parameters()], enabled=self.stage == 3)
@@ -294,25 +339,5 @@ class Learner:
         tokens = torch.tensor([self.canary], device=self.device)
         logprobs = token_logprobs(self.engine.module(input_ids=tokens, use_cache=False).logits, tokens)[0].tolist()
         if not all(map(math.isfinite, logprobs)):
-            raise FloatingPointError(f"the weights of v{self.version} give NaN or infinity; they are not published")
+            raise Wounded(f"the weights of v{self.version} give NaN or infinity; they are not published")
         return {"tokens": self.canary, "logprobs": logprobs, "tolerance": self.tolerance}
-
-    # ---- does everything learn? ----
-
-    def _fingerprints(self) -> dict[str, tuple[float, float]]:
-        """Two sums over each trainable parameter's float32 master: bfloat16 would hide a step of 1e-6."""
-        return dict(self._fingerprint_each())
-
-    def _fingerprint_each(self) -> Iterator[tuple[str, tuple[float, float]]]:
-        for name, parameter in self.engine.module.named_parameters():
-            if parameter.requires_grad and ".experts." not in name:  # an expert that no token chose does not move
-                master = safe_get_full_fp32_param(parameter) if self.stage or self.gpu else None
-                values = (parameter if master is None else master).detach().double()
-                yield name, (values.sum().item(), values.square().sum().item())
-
-    def _assert_moved(self, before: dict[str, tuple[float, float]]) -> None:
-        still = [name for name, fingerprint in self._fingerprint_each() if fingerprint == before[name]]
-        if still:
-            raise RuntimeError(f"{len(still)} of {len(before)} trainable parameters did not move in the first step that "
-                               f"had a gradient, so they would never learn: {', '.join(still[:5])} …")  # fmt: skip
-        self.moved = True

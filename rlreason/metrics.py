@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import queue
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +21,7 @@ import psutil
 
 from rlreason.config import Config, to_yaml
 from rlreason.errors import StorageError
+from rlreason.loop import Account
 from rlreason.types import Group, Metrics
 
 
@@ -42,30 +47,96 @@ def describe(groups: Sequence[Group]) -> Metrics:
     return metrics
 
 
-class Journal:
-    """The files of one run, and how it is told to people. One line of metrics.jsonl per step, none twice."""
+class Lines:
+    """A file of JSON lines that is added to. Lines that cannot be written now are, in order, when the next can."""
 
-    def __init__(self, config: Config, version: int = 0):
-        """`version`: the step that the run goes on from; what was written of later ones is taken back."""
+    def __init__(self, path: Path):
+        self.path = path
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.waiting: list[bytes] = []
+
+    def add(self, row: dict[str, Any]) -> OSError | None:
+        """Returns why it could not be written, for now."""
+        self.waiting.append(json.dumps({k: _finite(v) for k, v in row.items()}).encode() + b"\n")
+        return self.write()
+
+    def write(self) -> OSError | None:
+        while self.waiting:
+            end = os.fstat(self.file).st_size
+            try:
+                if os.write(self.file, self.waiting[0]) < len(self.waiting[0]):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError as error:
+                os.ftruncate(self.file, end)  # no half lines
+                return error
+            del self.waiting[0]
+        return None
+
+    def read(self) -> list[dict[str, Any]]:
+        """Whole lines only: the last may have been cut off by a crash."""
+        try:
+            return [json.loads(line) for line in self._whole()]
+        except ValueError as error:
+            raise StorageError(f"{self.path} is damaged: {error}") from None
+
+    def cut(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Take back the lines that are not to be kept, all of which are at the end."""
+        size = 0
+        for line, row in zip(self._whole(), self.read(), strict=True):
+            if not keep(row):
+                break
+            size += len(line)
+        os.ftruncate(self.file, size)
+        self.waiting = []
+
+    def close(self) -> None:
+        """Raises `StorageError` if there are lines that could not be written to the end."""
+        error = self.write()
+        os.close(self.file)
+        if error:
+            raise StorageError(f"{self.path}: {len(self.waiting)} lines could not be written: {error}")
+
+    def _whole(self) -> list[bytes]:
+        return [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+class Journal:
+    """The files of one run, and how it is told to people. One line of metrics.jsonl and ledger.jsonl per step, none twice."""
+
+    def __init__(self, config: Config):
         self.config, self.out = config, Path(config.out)
         (self.out / "rollouts").mkdir(parents=True, exist_ok=True)
-        self.path = self.out / "metrics.jsonl"
-        kept = [line for line, row in zip(self._lines(), self.rows(), strict=True) if row["step"] <= version]
-        self.path.write_text("".join(kept))
-        self.file = self.path.open("a", encoding="utf-8")
-        self.events = (self.out / "events.jsonl").open("a", encoding="utf-8")
+        self.metrics, self.ledger, self.events = (Lines(self.out / f"{name}.jsonl") for name in ("metrics", "ledger", "events"))
         self.first_step = 0.0  # when the first training step began, by the clock on the wall
         self.peak_rss = 0
+        self.trouble = ""  # why something could not be written, if that is so now
         self.wandb = Wandb(config, self) if config.log.wandb else None
+
+    def back_to(self, version: int) -> None:
+        """The run goes on from this step: what was written of later ones is taken back."""
+        self.metrics.cut(lambda row: row["step"] <= version)
+        self.ledger.cut(lambda row: row["step"] <= version)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, as of the last step that counts."""
+        rows = self.rows()
+        return float(rows[-1].get("time/elapsed", 0.0)) if rows else 0.0
+
+    def account(self, step: int, account: Account) -> None:
+        """Write down what became of the tasks that were asked."""
+        self._told(self.ledger.add({"step": step} | asdict(account)))
 
     def step(self, step: int, groups: list[Group], metrics: Metrics) -> Metrics:
         """Write down one training step; returns what was written."""
         self.first_step = self.first_step or time.time() - metrics["time/step"]
         metrics = {"step": step} | describe(groups) | metrics
         metrics["time/tokens_per_second"] = metrics["tokens"] / max(metrics["time/step"], 1e-9)
-        self.file.write(json.dumps({k: _finite(v) for k, v in metrics.items()}) + "\n")
-        self.file.flush()
-        self._rollouts(step, groups)
+        self._told(self.metrics.add(metrics))
+        try:
+            self._rollouts(step, groups)
+        except OSError as error:  # they are for people to read, and the run can do without
+            self._told(error)
         self.peak_rss = max(self.peak_rss, resident_bytes())
         if self.wandb:
             self.wandb.log(metrics)
@@ -73,8 +144,18 @@ class Journal:
 
     def event(self, event: str, **details: Any) -> None:
         """Write down what happened beside the steps."""
-        self.events.write(json.dumps({"at": time.time(), "event": event} | details) + "\n")
-        self.events.flush()
+        self._told(self.events.add({"at": time.time(), "event": event} | details))
+
+    def count(self, event: str) -> int:
+        """How often it has happened in this run."""
+        return sum(row["event"] == event for row in self.events.read())
+
+    def _told(self, error: OSError | None) -> None:
+        """Let it be known, once, that something cannot be written; what matters is kept, and written when that is possible."""
+        why = str(error) if error else ""
+        if why and not self.trouble:
+            print(f"rlreason: {why}; training goes on, and what could not be written is kept in memory", file=sys.stderr)
+        self.trouble = why
 
     def totals(self, command: float, begin: float, steps: int) -> dict[str, Any]:
         """A summary of the whole run; but times are this process's, since the `command` and since the stage's `begin`."""
@@ -89,22 +170,14 @@ class Journal:
         }
 
     def close(self) -> None:
+        """Raises `StorageError` if something could not be written to the end."""
         if self.wandb:
             self.wandb.close()
-        self.file.close()
-        self.events.close()
+        for lines in (self.metrics, self.ledger, self.events):
+            lines.close()
 
     def rows(self) -> list[dict[str, Any]]:
-        try:
-            return [json.loads(line) for line in self._lines()]
-        except ValueError as error:
-            raise StorageError(f"{self.path} is damaged: {error}") from None
-
-    def _lines(self) -> list[str]:
-        """Whole lines only: the last may have been cut off by a crash."""
-        if not self.path.exists():
-            return []
-        return [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return self.metrics.read()
 
     def _rollouts(self, step: int, groups: list[Group]) -> None:
         """The first `log.rollouts` samples of the step, for people to read."""

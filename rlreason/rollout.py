@@ -13,14 +13,19 @@ from vllm import EngineArgs, LLMEngine, SamplingParams, TokensPrompt
 from vllm.config import WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
 
+from rlreason import pulse
 from rlreason.config import Config
-from rlreason.errors import RolloutError
+from rlreason.errors import RolloutError, Wounded
 from rlreason.rewards.pool import Pool
 from rlreason.tasks.prompts import fit
 from rlreason.types import Group, Sample, Task
-from rlreason.weights import Handle, register
+from rlreason.weights import Gone, Handle, register
 
 Wave = tuple[int, int, int]  # its number, this request's place in it, and how many requests it has
+
+
+class Forgotten(Exception):
+    """Nobody waits for this answer any more."""
 
 
 class WeightsDiffer(Exception):
@@ -36,20 +41,23 @@ class Rollout:
     def __init__(self, config: Config, model: str, device: str, share: bool = False):
         """`share`: the learner lives on the same GPU, so the engine can be put to sleep."""
         register()
-        self.config, self.version, self.asleep = config, -1, False
+        self.config, self.version, self.loads, self.asleep = config, -1, 0, False
         self.pool = Pool(config.rewards, config.tasks.reward)  # its processes start while the engine loads
         gpu = device == "cuda"
         wanted = max(64, config.tasks.max_prompt + config.rollout.max_tokens)  # 64: room for the learner's canary
         defaults: dict[str, Any] = {
             "dtype": "bfloat16" if gpu else "float32",
             "enforce_eager": not gpu,
-            "max_model_len": min(wanted, EngineArgs(model=model).create_model_config().max_model_len),
+            "max_model_len": min(
+                wanted, EngineArgs(model=model, trust_remote_code=config.trust_remote_code).create_model_config().max_model_len
+            ),
             "enable_sleep_mode": share,
         }
         if share:
             defaults["gpu_memory_utilization"] = 0.4
         args = EngineArgs(
             model=model,
+            trust_remote_code=config.trust_remote_code,
             load_format="dummy",
             seed=config.seed,
             disable_log_stats=True,
@@ -111,8 +119,9 @@ class Rollout:
         given = zip(tokens[1:], output.prompt_logprobs[1:], strict=True)
         return [0.0, *(places[token].logprob for token, places in given)]
 
-    async def load(self, weights: Handle, version: int) -> float:
-        """Swap weights between two steps; requests in flight go on with the new ones. Returns the seconds it took.
+    async def load(self, weights: Handle, version: int) -> float | None:
+        """Swap weights between two steps; requests in flight go on with the new ones. Returns the seconds it took, or
+        `None` if the publication is gone or was replaced meanwhile: then the engine answers nothing until the next.
 
         Raises `WeightsDiffer` if the engine then disagrees with the learner about the canary, a fixed prompt whose
         log-probabilities the learner sent along.
@@ -121,17 +130,30 @@ class Rollout:
         if self.asleep:
             self.engine.wake_up(tags=["weights"])
         handle = {key: value for key, value in weights.items() if key != "canary"}
+        self.version = -1  # until all of them are in
         self.engine.collective_rpc("start_weight_update")
-        self.engine.collective_rpc("update_weights", args=({"handle": handle},))
+        try:
+            self.engine.collective_rpc("update_weights", args=({"handle": handle},))
+        except Gone:  # vLLM has given up the update by itself
+            return None
         self.engine.collective_rpc("finish_weight_update")
         if self.asleep:
             self.engine.wake_up(tags=["kv_cache"])
             self.asleep = False
-        self.version = version
+        self.version, self.loads = version, self.loads + 1
         seconds = time.perf_counter() - started
         if canary := weights.get("canary"):
             self._compare(canary, await self.score(canary["tokens"]), weights["kind"])
         return seconds
+
+    async def forget(self) -> None:
+        """Drop every request: who asked does not wait any more, and what comes next is to be alone in the engine."""
+        self.waves.clear()
+        self.engine.abort_request([*self.answers])
+        for future in self.answers.values():
+            if not future.done():
+                future.set_exception(Forgotten())
+        self.answers.clear()
 
     async def sleep(self) -> None:
         """Give the GPU's memory to the learner: weights and cache are dropped, and come back with the next `load`."""
@@ -163,8 +185,8 @@ class Rollout:
     async def _ask(self, prompt: list[int], params: SamplingParams, wave: Wave | None = None) -> Any:
         request = str(next(self.numbers))
         future = self.answers[request] = asyncio.get_running_loop().create_future()
-        # Cached prefixes of older weights must not be used: the salt keeps each version's to itself.
-        self._admit((request, TokensPrompt(prompt_token_ids=prompt, cache_salt=f"v{self.version}"), params), wave)
+        # Cached prefixes of older weights must not be used: the salt keeps those of each load to itself.
+        self._admit((request, TokensPrompt(prompt_token_ids=prompt, cache_salt=f"load {self.loads}"), params), wave)
         return await future
 
     def _admit(self, request: tuple[Any, ...] | None, wave: Wave | None) -> None:
@@ -194,12 +216,13 @@ class Rollout:
         try:
             while self.engine.has_unfinished_requests():
                 for output in self.engine.step():
-                    if output.finished:
-                        self.answers.pop(output.request_id).set_result(output)
+                    if output.finished and (future := self.answers.pop(output.request_id, None)):
+                        future.set_result(output)
+                pulse.beat("generating")
                 await asyncio.sleep(0)
-        except Exception as error:
+        except Exception as error:  # whatever it is, this engine is not to be trusted any more
             for future in self.answers.values():
-                future.set_exception(error)
+                future.set_exception(Wounded(f"{type(error).__name__}: {error}"))
             self.answers.clear()
             raise
 
@@ -213,6 +236,7 @@ class Rollout:
             task, answer.text, self.config.tasks.reward,
             length=len(ids), limit=self.config.rollout.max_tokens, truncated=truncated,
         )  # fmt: skip
+        pulse.beat("judging")
         return Sample(
             tokens=tokens,
             mask=np.arange(len(tokens)) >= len(prompt),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+from rlreason.errors import Interrupted
+
+T = TypeVar("T")
 
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
@@ -17,6 +22,20 @@ def die_with(parent: int) -> bool:
     again. False if it is over already."""
     ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
     return os.getppid() == parent
+
+
+async def unless(stop: Callable[[], bool], work: Awaitable[T], doing: str) -> T:
+    """What `work` comes to. Raises `Interrupted` if the run is asked to stop first; the work is given up then."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            if stop():
+                raise Interrupted(f"stopped while {doing}; the same command goes on from there")
+            await asyncio.wait({task}, timeout=0.2)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextmanager

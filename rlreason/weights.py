@@ -31,6 +31,13 @@ Handle = dict[str, Any]
 Named = Iterable[tuple[str, Tensor]]
 
 
+HEADER = 64  # bytes before the tensors in shared memory: the number of the publication that they are
+
+
+class Gone(Exception):
+    """A publication is not there any more, or is being replaced: whoever reads it has a mixture, or nothing."""
+
+
 class Publisher:
     """The learner's end. `publish` returns a handle that stays valid until the next `publish`."""
 
@@ -38,6 +45,7 @@ class Publisher:
         """`folder`: where `file` publishes."""
         self.kind, self.folder = kind, folder
         self.memory: int | None = None  # shm: the descriptor of an anonymous file
+        self.number = 0  # shm: of the publication
         self.held: list[Tensor] = []  # ipc: what the engines may still be reading
         self.group: Any = None  # nccl: the communicator with the engines
         self.sending: threading.Thread | None = None
@@ -84,15 +92,18 @@ class Publisher:
         if self.memory is None:
             # Anonymous: it has no name in /dev/shm to be left behind, and ends with the last process that maps it.
             self.memory = os.memfd_create("rlreason-weights")
-            os.ftruncate(self.memory, size)
-        with mmap.mmap(self.memory, size) as view:
-            start = 0
+            os.ftruncate(self.memory, HEADER + size)
+        self.number += 1
+        with mmap.mmap(self.memory, HEADER + size) as view:
+            view[:HEADER] = bytes(HEADER)  # 0: being written. A reader looks again when it has read all.
+            start = HEADER
             for t in tensors:
                 target = torch.frombuffer(view, dtype=t.dtype, count=t.numel(), offset=start)
                 target.copy_(t.reshape(-1))
                 start += t.nbytes
             del target  # a mapping with a tensor on it cannot be closed
-        return {"path": f"/proc/{os.getpid()}/fd/{self.memory}"}
+            view[:HEADER] = self.number.to_bytes(HEADER, "little")
+        return {"path": f"/proc/{os.getpid()}/fd/{self.memory}", "number": self.number}
 
     def _ipc(self, tensors: list[Tensor]) -> Handle:
         from torch.multiprocessing.reductions import reduce_tensor
@@ -125,7 +136,10 @@ def digest(tensors: Named) -> str:
 
 
 def read(handle: Handle) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a handle of kind `shm` or `file`, valid until the next is asked for."""
+    """The tensors of a handle of kind `shm` or `file`, valid until the next is asked for.
+
+    Raises `Gone`, at the end too, if they are not those of this publication.
+    """
     if handle["kind"] == "file":
         from safetensors import safe_open
 
@@ -136,17 +150,27 @@ def read(handle: Handle) -> Iterator[tuple[str, Tensor]]:
             with safe_open(file, framework="pt") as f:
                 yield from ((name, f.get_tensor(name)) for name in f.keys())  # noqa: SIM118  not a dictionary
         return
-    descriptor = os.open(handle["path"], os.O_RDONLY)
+    try:
+        descriptor = os.open(handle["path"], os.O_RDONLY)
+    except OSError as error:  # with the process that published it
+        raise Gone(handle["path"]) from error
     try:
         # Private and writable, as torch wants it; nothing is written, so nothing is copied.
         view = mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     finally:
         os.close(descriptor)
-    start = 0
+    _assert_whole(view, handle)
+    start = HEADER
     for name, dtype, shape in zip(handle["names"], handle["dtypes"], handle["shapes"], strict=True):
         t = torch.frombuffer(view, dtype=getattr(torch, dtype), count=math.prod(shape), offset=start).view(shape)
         yield name, t
         start += t.nbytes
+    _assert_whole(view, handle)
+
+
+def _assert_whole(view: mmap.mmap, handle: Handle) -> None:
+    if (number := int.from_bytes(view[:HEADER], "little")) != handle["number"]:
+        raise Gone(f"publication {handle['number']} is {f'replaced by {number}' if number else 'being replaced'}")
 
 
 @dataclass

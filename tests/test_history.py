@@ -45,7 +45,7 @@ class Student:
         self.version += 1
         return {}
 
-    async def save(self, cursor):
+    async def save(self, cursor, pending):
         self.saved.append((self.version, cursor))
 
 
@@ -66,7 +66,7 @@ def run(path, out, student, steps, cursor=0, keep=lambda g: True, groups=4, max_
     loop = LoopConfig(steps=steps, groups=groups, samples=4, max_lag=max_lag)
     end = asyncio.run(
         train(loop, history.stream(cursor), history, student, history.keep,
-              lambda step, g, m: logged.append(m | history.metrics), lambda: history.finished, cursor)
+              lambda step, g, m: logged.append(m | history.metrics), stop=lambda: history.finished, cursor=cursor)
     )  # fmt: skip
     return end, history, logged
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import random
+from dataclasses import asdict
 
 import pytest
 
+from rlreason import ledger
 from rlreason.config import LoopConfig
-from rlreason.errors import RolloutError
+from rlreason.errors import RolloutError, StorageError
 from rlreason.loop import train
 from rlreason.types import Group, Task
 
@@ -52,15 +54,16 @@ class Sleepy:
         self.version += 1
         return {}
 
-    async def save(self, cursor):
+    async def save(self, cursor, pending):
         self.saved.append((self.version, cursor))
+        self.owed = pending
 
 
 def run(both, keep=lambda g: True, cursor=0, stop=lambda: False, **config):
     logged, loop = [], Jumping()
     tasks = (Task(str(i), "", "") for i in range(cursor, 10**9))
     end = loop.run_until_complete(
-        train(LoopConfig(**config), tasks, both, both, keep, lambda s, g, m: logged.append(m), stop, cursor)
+        train(LoopConfig(**config), tasks, both, both, keep, lambda s, g, m: logged.append(m), stop=stop, cursor=cursor)
     )
     return logged, loop.now, end
 
@@ -167,3 +170,67 @@ def test_a_failing_rollout_is_not_swallowed_and_nothing_stays_pending(sample):
         assert len(asyncio.all_tasks()) == 1
 
     Jumping().run_until_complete(main())
+
+
+def test_the_ledger_adds_up_at_every_step(sample):
+    """Every third task is dropped; with a lag of two, a third of the tasks is in flight at each step."""
+    rows = []
+    both, loop = Sleepy(sample), Jumping()
+    config = LoopConfig(steps=20, groups=4, samples=2, max_lag=2)
+    tasks = (Task(str(i), "", "") for i in range(10**9))
+    loop.run_until_complete(
+        train(config, tasks, both, both, lambda g: int(g.task.id) % 3 != 0,
+              account=lambda step, account: rows.append({"step": step} | asdict(account)))
+    )  # fmt: skip
+    audit = ledger.check(rows)
+    assert audit.wrong == []
+    assert audit.trained == 80
+    assert audit.dropped == {"not kept": audit.asked - 80 - audit.pending}
+    assert audit.pending == len(both.owed) == 8
+
+
+class Full(Sleepy):
+    """Its disk is full from the second checkpoint to the fourth."""
+
+    async def save(self, cursor, pending):
+        if 2 <= self.version // 2 <= self.until:
+            raise StorageError("the disk is full")
+        await super().save(cursor, pending)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_training(sample):
+    both, told = Full(sample), []
+    both.until = 4
+    loop = Jumping()
+    tasks = (Task(str(i), "", "") for i in range(10**9))
+    loop.run_until_complete(
+        train(LoopConfig(steps=12, groups=2, samples=2, save_every=2), tasks, both, both, unsaved=told.append)
+    )
+    assert len(told) == 3
+    assert [version for version, _ in both.saved] == [2, 10, 12]
+
+
+def test_but_the_last_one_does(sample):
+    both = Full(sample)
+    both.until = 100
+    tasks = (Task(str(i), "", "") for i in range(10**9))
+    config = LoopConfig(steps=6, groups=2, samples=2, save_every=2)
+    with pytest.raises(StorageError):
+        Jumping().run_until_complete(train(config, tasks, both, both, unsaved=lambda error: None))
+    assert both.version == 6, "it went on to the end"
+
+
+def test_stop_is_heard_while_an_answer_takes_its_time(sample):
+    class Slow(Sleepy):
+        async def sample(self, task, n):
+            await asyncio.sleep(10_000 if int(task.id) >= 8 else 1)
+            return await super().sample(task, n)
+
+    both, loop = Slow(sample), Jumping()
+    tasks = (Task(str(i), "", "") for i in range(10**9))
+    cursor = loop.run_until_complete(
+        train(LoopConfig(steps=10, groups=4, samples=2), tasks, both, both, stop=lambda: loop.now > 100)
+    )
+    assert loop.now < 105
+    assert (both.version, cursor) == (2, 8)
+    assert both.owed == ["8", "9", "10", "11"], "what was in flight is asked again"

@@ -49,7 +49,8 @@ def test_a_journal_holds_each_step_once_across_a_restart(tmp_path, groups):
     journal.close()
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write('{"step": 4, "los')  # cut off by a crash
-    journal = Journal(config, version=2)
+    journal = Journal(config)
+    journal.back_to(2)
     journal.step(3, groups, {"loss": 1.0} | TIMES)
     journal.close()
     rows = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -22,7 +22,7 @@ RUN_BY = {
     "rlreason config": "e2e/test_runs.py",
     "rlreason eval": "e2e/test_runs.py",
     "rlreason report": "e2e/test_runs.py",
-    "rlreason status": "e2e/test_chaos.py",
+    "rlreason status": "e2e/test_kills.py",
     "pip install": "e2e/test_install.py",
 }
 

@@ -10,6 +10,7 @@ import pytest
 HEAVY = {"ray", "vllm", "deepspeed", "torch", "transformers", "wandb", "datasets"}
 MAY = {  # a file of the package, or a folder -> which of them it may import
     "cluster": {"ray"},
+    "worker": {"ray"},
     "rollout": {"vllm"},
     "learner": {"deepspeed", "torch", "transformers"},
     "weights": {"torch", "vllm"},  # both ends of vLLM's transfer API
@@ -17,6 +18,8 @@ MAY = {  # a file of the package, or a folder -> which of them it may import
     "export": {"torch", "transformers"},  # in its own process
     "forward": {"torch"},
     "frozen": {"deepspeed", "torch"},
+    "moved": {"deepspeed", "torch"},
+    "meeting": {"torch"},  # torch.distributed
     "metrics": {"wandb"},
     "model": {"torch", "transformers"},  # weights are drawn in a process of its own
     "training": {"transformers"},  # the tokenizer of recorded answers

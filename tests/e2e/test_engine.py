@@ -77,11 +77,29 @@ async def main():
     broken = handle()
     with torch.no_grad():
         model.model.embed_tokens.weight += 0.1  # what the engine will read is not what the canary was computed with
-    publisher.publish(model.named_parameters())
+    broken |= publisher.publish(model.named_parameters())
     try:
         await rollout.load(broken, 4)
     except WeightsDiffer as error:
         told["differ"] = str(error)
+
+    replaced, whole = handle(), handle()
+    told["replaced"] = await rollout.load(replaced, 4)
+    try:
+        await rollout.sample(Task("0", "x"), 1)
+    except RuntimeError as error:
+        told["halfway"] = str(error)
+    gone = whole | {"path": "/proc/0/fd/3"}
+    told["gone"] = await rollout.load(gone, 4)
+    await rollout.load(whole, 4)
+    told["whole"] = rollout.version
+
+    # What nobody waits for is dropped, and the engine goes on.
+    asking = [asyncio.ensure_future(rollout.sample(Task(f"d{i}", "abc", "1"), 8)) for i in range(4)]
+    await asyncio.sleep(0.02)
+    await rollout.forget()
+    told["forgotten"] = sorted({type(e).__name__ for e in await asyncio.gather(*asking, return_exceptions=True)})
+    told["left"] = [rollout.engine.has_unfinished_requests(), len((await five(103))[0].samples)]
 
     config.rollout.stop = ["e", "T"]
     stopped = [s for g in await five(101) for s in g.samples]
@@ -117,6 +135,21 @@ def scripts(models, tmp_path_factory):
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(FAMILIES, pool.map(run, FAMILIES), strict=True))
+
+
+def test_weights_that_are_replaced_meanwhile_are_not_taken(scripts):
+    """Nor those of a learner that is gone; and nothing is answered until there are whole ones."""
+    told = json.loads(scripts["qwen2-tied"].stdout.splitlines()[-1])
+    assert told["replaced"] is None
+    assert told["halfway"] == "this engine was asked before it had weights"
+    assert told["gone"] is None
+    assert told["whole"] == 4
+
+
+def test_answers_that_nobody_waits_for_are_dropped_and_the_engine_goes_on(scripts):
+    told = json.loads(scripts["qwen2-tied"].stdout.splitlines()[-1])
+    assert told["forgotten"] == ["Forgotten"]
+    assert told["left"] == [False, 4]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

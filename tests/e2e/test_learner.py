@@ -18,6 +18,7 @@ from rlreason.placement import Placement, environment
 os.environ.update(environment(Placement("cpu", False, "shm", 1, 1)))
 import numpy as np, torch
 from rlreason.config import AlgorithmConfig, Config, LearnerConfig, LoopConfig, RolloutConfig
+from rlreason.errors import Wounded
 from rlreason.forward import token_entropy
 from rlreason.learner import Learner
 from rlreason.types import Group, Sample, Task
@@ -89,7 +90,7 @@ with torch.no_grad():
 sick.canary = [3] * 16
 try:
     sick.publish()
-except FloatingPointError as error:
+except Wounded as error:
     told["sick"] = str(error)
 print(json.dumps(told))
 """

@@ -1,0 +1,196 @@
+"""Every learner process, spoken to as one: they live together, and when one is lost all are put together again.
+
+Knows nothing of Ray. Ranks of one group wait for each other in every step, so one that dies or hangs takes the others
+with it; `begin` makes a new group of them, which goes on from a checkpoint (`training.run`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlreason import checkpoint, pulse, space
+from rlreason.config import Config
+from rlreason.errors import Failure, Lost, StorageError
+from rlreason.fleet import Process, Rollouts, Say
+from rlreason.types import Group, Metrics
+
+AFTERMATH = 2.0  # seconds in which the loss of a rank is heard of, after another has failed for want of it
+SLOW = 20e6  # bytes a second that the slowest storage reads
+
+
+Meeting = Callable[[], Awaitable[None]]
+
+
+class Rank(Process, Protocol):
+    async def address(self) -> tuple[str, int]: ...
+
+
+class Learners:
+    """`version` counts the steps, as every rank does."""
+
+    def __init__(
+        self, config: Config, ranks: Sequence[Rank], about: tuple[Any, ...], share: Callable[[Any], Any], say: Say,
+        read: bool = True,
+    ):  # fmt: skip
+        """`about`: what a rank is made of, besides its number and where they meet. `share`: wraps what all ranks are
+        sent, so that it travels once. `read`: are there engines that read what is published?"""
+        self.config, self.ranks, self.about, self.share, self.say, self.read = config, ranks, about, share, say, read
+        self.version = self.diverged = 0
+        self.met: Meeting | None = None  # where weights are broadcast: how new learners meet the engines
+
+    async def begin(self) -> None:
+        """Start every rank, in place of those that there may be. Raises `Failure` if that cannot be done."""
+        for tried in itertools.count(1):
+            try:
+                await self._begin()
+                return
+            except Lost as lost:
+                self.end()
+                if tried > self.config.recovery.retries:
+                    raise Failure(f"the learners could not be started {tried} times in a row; the last time: {lost}") from None
+                self.say("learners", f"{lost}\nthe learners are started again", what="lost", name=lost.name, why=lost.why)
+
+    async def _begin(self) -> None:
+        self.end()
+        self.version = self.diverged = 0
+        for rank in self.ranks:
+            rank.spawn()
+        if not self.ranks:
+            return
+        host, port = await self.ranks[0].address()
+        made = asyncio.gather(
+            *(
+                rank.become("rlreason.learner", "Learner", number, *self.about, f"{host}:{port}")
+                for number, rank in enumerate(self.ranks)
+            )
+        )
+        try:
+            await asyncio.wait_for(made, self.config.recovery.start)
+        except TimeoutError:
+            await self._stacks()
+            why = f"were not ready {self.config.recovery.start:g} s after they were started (recovery.start)"
+            raise Lost("the learners", why, True) from None
+        if self.met:
+            await self.met()
+
+    def end(self) -> None:
+        """Kill every rank that there is."""
+        for rank in self.ranks:
+            rank.kill()
+
+    async def step(self, groups: list[Group]) -> Metrics:
+        """One step of all ranks. Raises `Failure` when too many in a row came to NaN or infinity, and were skipped."""
+        metrics: Metrics = (await self._all("step", self.share(groups)))[0]
+        self.version += 1
+        self.diverged = self.diverged + 1 if metrics.get("diverged") else 0
+        if self.diverged >= self.config.recovery.diverged:
+            raise Failure(
+                f"the last {self.diverged} steps came to NaN or infinity and were skipped (recovery.diverged); their batches "
+                f"are in {Path(self.config.out) / 'diverged'}. A smaller learner.lr may help, or a look at them."
+            )
+        return metrics
+
+    async def publish(self) -> Any:
+        return (await self._all("publish"))[0] if self.read else {}
+
+    async def save(self, cursor: int, pending: Sequence[str] = ()) -> None:
+        """Commit a checkpoint, and write the weights as a Hugging Face directory beside it. `pending`: ids of the tasks
+        that are being answered."""
+        out = Path(self.config.out)
+        folder = out / "checkpoints" / f"v{self.version}"
+        stage = (self.config.learner.deepspeed.get("zero_optimization") or {}).get("stage", 0)
+        state = {"version": self.version, "cursor": cursor, "pending": list(pending), "ranks": len(self.ranks), "stage": stage}
+        space.another(out)
+        checkpoint.begin(folder)
+        try:
+            await self._all("save", str(folder.absolute()), state)
+            await self._all("export", str((out / "weights" / f"v{self.version}").absolute()))
+            await self._commit(folder, state)
+            checkpoint.point(out / "weights" / "last", f"v{self.version}")
+        finally:  # what could not be written whole takes the room that is missing
+            for left in [*checkpoint.prune(folder.parent, self.config.loop.keep),
+                         *checkpoint.prune_weights(out / "weights", folder.parent)]:  # fmt: skip
+                self.say("kept", f"could not be removed, and takes room: {left}", what=left)
+
+    async def _commit(self, folder: Path, state: dict[str, Any]) -> None:
+        """On a thread, for it reads and hashes every file. Raises `StorageError` if the storage stands still."""
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        limit = self.config.recovery.hung + size / SLOW
+        try:
+            beside = [Path(self.config.out) / "weights" / folder.name]
+            await asyncio.wait_for(asyncio.to_thread(checkpoint.commit, folder, state, beside), limit)
+        except TimeoutError:
+            raise StorageError(f"{folder}: {size / 1e9:.1f} GB were not read and hashed within {limit:.0f} s; is the storage "
+                               "gone, or very slow? (recovery.hung)") from None  # fmt: skip
+
+    async def digest(self) -> str:
+        """`manifest.weights` of what the learners hold."""
+        return str((await self._all("digest"))[0])
+
+    async def restore(self, folder: Path) -> dict[str, Any]:
+        """Go back to a checkpoint; returns its state."""
+        states = await self._all("restore", str(folder.absolute()))
+        self.version = states[0]["version"]
+        return dict(states[0])
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        """Every rank's answer. Raises `Lost`, with the rank that is to blame, if one dies or nothing comes of it."""
+        calls = [asyncio.ensure_future(rank.call(method, *args)) for rank in self.ranks]
+        whole = asyncio.gather(*calls)
+        watches = [
+            asyncio.ensure_future(pulse.lost(rank, self.config.recovery.hung, lambda call=call: not call.done()))  # type: ignore[misc]
+            for rank, call in zip(self.ranks, calls, strict=True)
+        ]
+        try:
+            waiting: list[asyncio.Future[Any]] = [whole, *watches]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if whole.done():
+                if isinstance(whole.exception(), Failure):  # because another one is gone?
+                    await asyncio.wait(calls, timeout=AFTERMATH)
+                    told = [call.exception() for call in calls if call.done()]
+                    if gone := next((error for error in told if isinstance(error, Lost)), None):
+                        raise gone
+                return await whole
+            raise await self._blame(next(watch.result() for watch in watches if watch.done()))
+        finally:
+            for task in (*watches, *calls):
+                task.cancel()
+            await asyncio.gather(*watches, *calls, whole, return_exceptions=True)
+
+    async def _blame(self, lost: Lost) -> Lost:
+        """Which rank it is that the others wait for: the one that says nothing, or has got the least far."""
+        if not lost.alive:
+            return lost
+        await self._stacks()
+        pulses: dict[str, pulse.Pulse] = {}
+        for rank in self.ranks:
+            try:
+                pulses[rank.name] = await rank.pulse(AFTERMATH)
+            except Lost as silent:
+                return silent if not silent.alive else Lost(rank.name, f"is stopped or blocked: {silent.why}", True)
+        last = min(pulses, key=lambda name: pulses[name].beats)
+        about = ", ".join(f"{name}: {answer.doing}" for name, answer in pulses.items())
+        return Lost(last, f"has made no progress for {self.config.recovery.hung:g} s ({about}); "
+                                           "the stacks of all are in their logs", True)  # fmt: skip
+
+    async def _stacks(self) -> None:
+        await asyncio.gather(*(rank.stacks() for rank in self.ranks))
+
+
+class TakingTurns(Learners):
+    """Learners on the GPU of the engine, which sleeps while they step and wakes when it gets their weights."""
+
+    def __init__(
+        self, config: Config, ranks: Sequence[Rank], about: tuple[Any, ...], share: Callable[[Any], Any], say: Say,
+        rollouts: Rollouts,
+    ):  # fmt: skip
+        super().__init__(config, ranks, about, share, say)
+        self.rollouts = rollouts
+
+    async def step(self, groups: list[Group]) -> Metrics:
+        await self.rollouts.sleep()
+        return await super().step(groups)

@@ -1,0 +1,180 @@
+"""One process of a run, on Ray: the host inside it, and the worker that the driver speaks to."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib
+import inspect
+import math
+import os
+import re
+import signal
+import socket
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util import get_node_ip_address
+
+from rlreason import pulse
+from rlreason.errors import Failure, Lost, StorageError, Wounded
+from rlreason.pulse import Pulse
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}  # a storage's troubles
+# What a rank raises when another one is gone, or the network between them: torch's own errors, and gloo's words.
+CUT_OFF = {"DistBackendError", "DistNetworkError", "DistStoreError"}
+GLOO = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
+
+
+class Host:
+    """One process. It becomes a Learner or a Rollout, which it alone imports: the driver stays light.
+
+    `pulse` and `signal` are answered on a thread of their own, so also while the process is busy.
+    """
+
+    def __init__(self, name: str, out: str):
+        """What the process prints goes to a file of the run, and not through the driver's terminal."""
+        path = log_of(name, out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        pulse.listen()
+        self.it: Any = None
+        self.calls = 0  # that are not answered yet
+
+    async def become(self, module: str, kind: str, *args: Any) -> None:
+        self.it = getattr(importlib.import_module(module), kind)(*args)
+        pulse.beat("ready")
+
+    async def call(self, method: str, *args: Any) -> Any:
+        self.calls += 1
+        try:
+            pulse.beat(method)
+            result = getattr(self.it, method)(*args)
+            return await result if inspect.isawaitable(result) else result
+        finally:
+            self.calls -= 1
+            pulse.beat(f"done with {method}")
+
+    async def address(self) -> tuple[str, int]:
+        """This node, and a port of it that is free now."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            return get_node_ip_address(), s.getsockname()[1]
+
+    @ray.method(concurrency_group="life")  # type: ignore[untyped-decorator]
+    async def pulse(self) -> pulse.Pulse:
+        return pulse.feel(get_node_ip_address(), self.calls)
+
+    @ray.method(concurrency_group="life")  # type: ignore[untyped-decorator]
+    async def signal(self, number: int) -> None:
+        os.kill(os.getpid(), number)
+
+
+class Worker:
+    """A Host, seen from the driver: `await worker.call("step", groups)`, with failures that say what happened.
+
+    Raises `Lost` if the process is, and `failure` if what was called raised something.
+    """
+
+    def __init__(self, name: str, out: str, failure: type[Failure], **options: Any):
+        self.name, self.out, self.log, self.failure, self.options = name, out, log_of(name, out), failure, options
+        self.actor: Any = None
+        self.seen: Pulse | None = None  # the last pulse of the process that lives now
+
+    def spawn(self) -> None:
+        """Start the process; the one before it has been killed."""
+        self.seen = None
+        made = ray.remote(concurrency_groups={"life": 4})(Host)
+        self.actor = made.options(**self.options).remote(self.name, self.out)
+
+    async def become(self, module: str, kind: str, *args: Any) -> None:
+        await self.pulse(math.inf)  # so that its number is known, and it can be killed
+        await self._told(self.actor.become.remote(module, kind, *args))
+        await self.pulse(math.inf)
+
+    async def call(self, method: str, *args: Any) -> Any:
+        return await self._told(self.actor.call.remote(method, *args))
+
+    async def address(self) -> tuple[str, int]:
+        return await self._told(self.actor.address.remote())
+
+    async def pulse(self, within: float) -> Pulse:
+        asked = self._told(self.actor.pulse.remote())
+        try:
+            self.seen = answer = await asyncio.wait_for(asked, within if within < math.inf else None)
+        except TimeoutError:
+            seen = f" ({self.seen.told})" if self.seen else ""
+            raise Lost(self.name, f"has said nothing for {within:g} s{seen}", True) from None
+        return answer
+
+    async def stacks(self) -> None:
+        """Let the process write all its stacks into its log, also one that is stopped or blocked."""
+        self.signal(pulse.STACKS)
+        self.signal(signal.SIGCONT)
+        await asyncio.sleep(0.5)  # it takes a moment to write them
+
+    def kill(self) -> None:
+        """End the process, whatever state it is in."""
+        if self.actor is not None:
+            self.signal(signal.SIGKILL)  # Ray's own kill waits for one that is stopped
+            ray.kill(self.actor)
+            self.actor = None
+
+    def signal(self, number: int) -> None:
+        if self.actor is None or self.seen is None:
+            return
+        if self.seen.node != get_node_ip_address():
+            self.actor.signal.remote(number)
+            return
+        try:
+            os.kill(self.seen.pid, number)
+        except ProcessLookupError:
+            return
+
+    async def _told(self, reply: Awaitable[Any]) -> Any:
+        try:
+            return await reply
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, StorageError) or (isinstance(cause, OSError) and cause.errno in FULL):
+                raise StorageError(f"{self.name}: {cause}") from None
+            if isinstance(cause, Wounded) or type(cause).__name__ in CUT_OFF or any(word in str(cause) for word in GLOO):
+                raise Lost(self.name, f"cannot go on: {type(cause).__name__}: {cause}", True, self.words()) from None
+            raise self.failure(
+                f"{self.name} failed: {type(cause).__name__}: {cause}\nthe whole story is in {self.log}\n{self.words()}"
+            ) from error
+        except RayActorError as error:
+            raise Lost(
+                self.name, f"died: {cause_of_death(str(error), self.words(40), self.seen)}", words=self.words()
+            ) from None
+
+    def words(self, lines: int = 12) -> str:
+        """The last ones of its log."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 300 * lines))
+                tail = file.read().decode(errors="replace").splitlines()[-lines:]
+        except OSError as error:
+            return f"it left no log: {error}"
+        return "\n".join([f"the last lines of {self.log}:", *(f"    {line[:300]}" for line in tail)])
+
+
+def log_of(name: str, out: str) -> Path:
+    return Path(out).absolute() / "logs" / f"{name}.log"
+
+
+def cause_of_death(told: str, words: str, seen: Pulse | None) -> str:
+    """Why a process ended, as far as can be known: what Ray says, its last words, and whether the kernel struck."""
+    if fatal := re.search(r"Fatal Python error: ([^\n]*)", words):
+        return f"{fatal[1]}; its stacks are in its log"
+    if "memory" in told and "OOM" not in told.replace("OOM killer", ""):
+        return told.strip().splitlines()[-1]
+    if "End of file" not in told:
+        return told.strip().splitlines()[-1]
+    was = f" It was {seen.told}." if seen else ""
+    return f"killed from outside (SIGKILL), or by the kernel for want of memory; it had no time for a last word.{was}"

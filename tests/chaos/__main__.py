@@ -1,0 +1,100 @@
+"""`make chaos`: every case of the catalogue, and one table of what was seen; `python tests/chaos 28 45` runs only these.
+
+The table is written into docs/reliability.md when all cases were run.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "e2e"), str(ROOT)]
+os.chdir(ROOT)
+
+import drivers  # noqa: E402
+import engines  # noqa: E402
+import inputs  # noqa: E402
+import learners  # noqa: E402
+import quickstart  # noqa: E402
+import rewards  # noqa: E402
+from case import Case, Seen  # noqa: E402
+from world import shared  # noqa: E402
+
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- make chaos writes from here -->", "<!-- to here -->"
+SECTIONS = [inputs, rewards, engines, learners, drivers, quickstart]
+GPU = {44: "out of memory in a backward pass", 46: "an NCCL time-out"}  # want a CUDA device
+
+
+@dataclass
+class Result:
+    case: Case
+    seen: Seen | None
+    problem: str
+    seconds: float
+
+
+def run(case: Case) -> Result:
+    folder, began = Path(tempfile.mkdtemp(prefix="rlreason-case-")), time.monotonic()
+    try:
+        seen, problem = case.check(folder), ""
+    except Exception as error:  # a case that fails is a line of the table, and the others are run
+        traceback.print_exc()
+        seen, problem = None, f"{type(error).__name__}: {error}"
+    seconds = time.monotonic() - began
+    shutil.rmtree(folder, ignore_errors=True)
+    result = Result(case, seen, problem, seconds)
+    told = seen.text if seen else problem[:300]
+    print(f"{case.number:>3} {'ok  ' if seen else 'FAIL'} {seconds:5.0f} s  {case.fault}: {told}", flush=True)
+    return result
+
+
+def table(results: list[Result]) -> list[str]:
+    lines = ["| # | fault | expected | seen | time to recover | work lost |", "|---|---|---|---|---|---|"]
+    for result in results:
+        seen = result.seen or Seen(f"**not as expected**: {result.problem[:200]}")
+        recovery = "" if seen.recovery is None else f"{seen.recovery:.1f} s"
+        cells = [str(result.case.number), result.case.fault, result.case.expected, seen.text, recovery, seen.lost]
+        lines.append("| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |")
+    return lines
+
+
+def write(results: list[Result], seconds: float) -> None:
+    """Into the page, between its two marks."""
+    page = PAGE.read_text(encoding="utf-8")
+    head, _, rest = page.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    held = sum(result.seen is not None for result in results)
+    told = (f"{held} of {len(results)} cases as expected, in {seconds / 60:.0f} minutes on {os.cpu_count()} cores, "
+            f"Python {platform.python_version()}, commit {commit or 'unknown'}. Times to recover are from the fault to the "
+            "next useful work.")  # fmt: skip
+    gpu = "Not in it, for they want a CUDA device: " + ", ".join(f"{what} ({n})" for n, what in GPU.items()) + "."
+    PAGE.write_text("\n".join([head + BEGIN, "", told, gpu, "", *table(results), "", END]) + tail, encoding="utf-8")
+
+
+def main(chosen: list[int]) -> int:
+    cases = sorted((case for section in SECTIONS for case in section.CASES), key=lambda case: case.number)
+    began = time.monotonic()
+    shared()
+    results = [run(case) for case in cases if not chosen or case.number in chosen]
+    shutil.rmtree(shared(), ignore_errors=True)
+    if not chosen:
+        write(results, time.monotonic() - began)
+    failed = [result for result in results if not result.seen]
+    print(f"{len(results) - len(failed)} of {len(results)} cases as expected")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(number) for number in sys.argv[1:]]))

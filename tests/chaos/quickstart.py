@@ -1,0 +1,122 @@
+"""The quickstart under continuous faults: an engine killed every 45 s, a learner every 120 s, the driver twice.
+
+`python tests/chaos/quickstart.py [OUT]` prints what it comes to: the accuracy, the ledger, and the share of the time
+that went into steps that count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "e2e"), str(ROOT)]
+
+from case import Case, Seen  # noqa: E402
+from real import command  # noqa: E402
+
+from rlreason import ledger  # noqa: E402
+
+ENGINE, LEARNER = 45.0, 120.0  # seconds between two kills
+DRIVER = (60.0, 150.0)  # seconds after the start at which the driver is killed
+ACCURACY = 0.93  # of the quickstart that is left alone: 0.965 [0.946, 0.978]
+SHARE = 0.8
+LIMIT = 1200.0
+
+
+def actors(out: Path, role: str) -> list[int]:
+    """The processes of Ray's that write a log of this role, in any stage."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            log = Path(os.readlink(f"/proc/{process.pid}/fd/1"))
+            if log.is_relative_to(out.resolve()) and log.name.startswith(role) and process.cmdline()[0].startswith("ray::"):
+                found.append(process.pid)
+        except (OSError, IndexError, psutil.Error):
+            continue
+    return found
+
+
+def times(every: float) -> Iterator[float]:
+    at = every
+    while True:
+        yield at
+        at += every
+
+
+def kill(processes: list[int]) -> bool:
+    for process in random.sample(processes, min(1, len(processes))):
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+    return bool(processes)
+
+
+def rows(out: Path) -> list[dict]:
+    files = sorted(out.glob("*/metrics.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def under_faults(folder: Path) -> Seen:
+    out, began = folder / "run", time.monotonic()
+    arguments = ("train", "recipes/quickstart.yaml", f"out={out}", "loop.save_every=5")
+    engine, learner, driver = times(ENGINE), times(LEARNER), iter([*DRIVER, float("inf")])
+    due = {"rollout": next(engine), "learner": next(learner), "driver": next(driver)}
+    killed = dict.fromkeys(due, 0)
+    process = command(*arguments)
+    while process.poll() is None or process.returncode == -signal.SIGKILL:
+        at = time.monotonic() - began
+        assert at < LIMIT, f"not done after {LIMIT:g} s: {killed}"
+        if process.poll() is not None:
+            process = command(*arguments)
+        if at >= due["rollout"]:
+            killed["rollout"] += kill(actors(out, "rollout"))
+            due["rollout"] = next(engine)
+        if at >= due["learner"]:
+            killed["learner"] += kill(actors(out, "learner"))
+            due["learner"] = next(learner)
+        if at >= due["driver"]:
+            process.kill()
+            process.wait()
+            killed["driver"] += 1
+            due["driver"] = next(driver)
+        time.sleep(0.1)
+    seconds = time.monotonic() - began
+    text = process.communicate()[0]
+    assert process.returncode == 0, f"exit {process.returncode}: {text[-2000:]}"
+    score = json.loads((out / "summary.json").read_text())["accuracy_after"]
+    useful = sum(row["time/step"] for row in rows(out))
+    audits = {stage.parent.name: ledger.audit(stage.parent) for stage in out.glob("*/ledger.jsonl")}
+    assert not any(audit.wrong for audit in audits.values()), audits
+    assert score["mean"] >= ACCURACY, score
+    told = ", ".join(f"{role} {number} times" for role, number in killed.items())
+    return Seen(
+        f"killed: {told}; accuracy {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]; {seconds:.0f} s, of which "
+        f"{useful:.0f} s in steps that count: a share of {useful / seconds:.2f} (goal {SHARE})"
+    )
+
+
+CASES = [
+    Case(76, "the quickstart with an engine killed every 45 s, a learner every 120 s, the driver twice",
+         "the same accuracy, no task twice, none lost", under_faults, True),
+]  # fmt: skip
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    where = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
+    print(under_faults(where).text)
+    print(
+        subprocess.run([sys.executable, "-m", "rlreason", "status", str(where / "run")], capture_output=True, text=True).stdout
+    )
