@@ -229,9 +229,9 @@ def test_a_report_is_written_on_demand(debug):
     assert (debug.out / "report.html").stat().st_size > 10_000
 
 
-def test_a_dead_engine_ends_the_run_with_its_last_words(models, digits, tmp_path):
-    out = tmp_path / "run"
-    process = command("train", DEBUG, f"model={models('qwen2-tied')}", f"tasks.path={digits}", f"out={out}", "loop.steps=10000")
+def test_a_dead_engine_that_may_not_be_replaced_ends_the_run_with_its_last_words(models, digits, tmp_path):
+    out, more = tmp_path / "run", ("loop.steps=10000", "recovery.restarts=0")
+    process = command("train", DEBUG, f"model={models('qwen2-tied')}", f"tasks.path={digits}", f"out={out}", *more)
     try:
         deadline = time.monotonic() + 120
         while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
