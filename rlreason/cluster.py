@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
@@ -26,7 +26,7 @@ from rlreason.config import Config
 from rlreason.errors import Failure, ResourceError, RolloutError
 from rlreason.fleet import Process, Rollouts, Say
 from rlreason.placement import clash, environment, place
-from rlreason.worker import Worker
+from rlreason.worker import Worker, log_of
 
 STARTS = 180.0  # seconds in which Ray is up, or never will be
 
@@ -43,45 +43,56 @@ async def start(
     shared = ray.is_initialized()
     if not shared:
         _connect()
-    ranks: list[Worker] = []
-    engines: list[Worker] = []
     free = ray.available_resources()
+    workers: list[Worker] = []
     try:
         _compare(out)
         there = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
         width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
-        common = {
-            "runtime_env": {"env_vars": environment(there, len(ray.nodes()))},
-            "num_cpus": there.cpus,
-            "max_concurrency": 100_000,
-        }
+        variables = environment(there, len(ray.nodes()))
+        common = {"runtime_env": {"env_vars": variables}, "num_cpus": there.cpus, "max_concurrency": 100_000}
         gpu = (0.5 if there.share else 1) if there.device == "cuda" else 0
-        ranks += [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]
-        engines += [Worker(f"rollout-{i}", out, RolloutError, num_gpus=gpu * width, **common) for i in range(rollouts)]
+        ranks = [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]
+        engines = [Worker(f"rollout-{i}", out, RolloutError, num_gpus=gpu * width, **common) for i in range(rollouts)]
+        workers += [*ranks, *engines]
 
         what = ("rlreason.rollout", "Rollout", config, model, there.device, there.share)
-        fleet = Rollouts(engines, what, config.recovery, ray.put, say)
         about = (config, model, made, there.device, there.transport)
-        body = (
-            TakingTurns(config, ranks, about, ray.put, say, fleet)
-            if there.share
-            else Learners(config, ranks, about, ray.put, say, bool(engines))
-        )
-        if there.share:  # an engine measures what memory is free, and must not find the learner half loaded
-            await fleet.begin()
-            await body.begin()
+        fleet = Rollouts(engines, what, config.recovery, ray.put, say)
+        body: Learners
+        if there.share:
+            body = TakingTurns(config, ranks, about, ray.put, say, fleet)
         else:
-            await asyncio.gather(fleet.begin(), body.begin())
-        if there.transport == "nccl" and ranks and engines:
-            await _meet(ranks[0], engines, width)
-            body.met, fleet.welcome = _meetings(body, fleet, width)
-        yield body, fleet
-        await fleet.close()
+            body = Learners(config, ranks, about, ray.put, say, bool(engines))
+        async with pulse.ticking(config.recovery.hung, log_of("driver", out)), fleet:
+            # An engine that shares a GPU measures what memory is free, and must not find the learner half loaded.
+            await (_one_by_one if there.share else _together)(fleet.begin(), body.begin())
+            if there.transport == "nccl" and ranks and engines:
+                await _meet(ranks[0], engines, width)
+                body.met, fleet.welcome = _meetings(body, fleet, width)
+            yield body, fleet
+            await fleet.close()
     finally:
         if shared:
-            await _end([*ranks, *engines], free)
+            await _end(workers, free)
         else:
             ray.shutdown()
+
+
+async def _one_by_one(*work: Awaitable[None]) -> None:
+    for one in work:
+        await one
+
+
+async def _together(*work: Awaitable[None]) -> None:
+    """Side by side; when one fails the others are given up, which would else start processes that nobody ends."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def roles(learners: Learners, rollouts: Rollouts) -> dict[str, list[Worker]]:

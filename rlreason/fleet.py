@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from rlreason import pulse
 from rlreason.config import RecoveryConfig
@@ -124,11 +124,21 @@ class Rollouts:
 
     async def close(self) -> None:
         """End the engines in good order; whoever started their processes ends those."""
+        await self._leave()
+        await self._each("close")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """From here on nothing is put in the place of an engine that is lost."""
         self.closing = True
         for task in self.work:
             task.cancel()
         await asyncio.gather(*self.work, return_exceptions=True)
-        await self._each("close")
 
     # ---- who is asked ----
 

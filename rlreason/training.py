@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlreason import checkpoint, manifest, model, pulse
+from rlreason import checkpoint, manifest, model
 from rlreason.algorithms import FILTERS
 from rlreason.body import Learners
 from rlreason.chaos import Chaos
@@ -70,7 +70,6 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
 
         display.say(f"starting {learning} learners and {answering} engines …")
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(pulse.ticking(config.recovery.hung, out / "logs" / "driver.log"))
             starting = cluster.start(config, path, made, learning, answering, say)
             learners, rollouts = await unless(stop, stack.enter_async_context(starting), "starting")
             answers = await stack.enter_async_context(_answers(config, path, rollouts))
