@@ -17,7 +17,8 @@ quickstart: env  # a small model learns to reason: accuracy before and after, an
 	$(BIN)/rlreason train recipes/quickstart.yaml --fresh
 
 test: env  # every test; TESTS="not gpu and not long" leaves out the long ones
-	$(BIN)/pytest -m "$(TESTS)"
+	$(BIN)/pytest -n auto -m "($(TESTS)) and not e2e"
+	$(BIN)/pytest -m "($(TESTS)) and e2e"
 
 lint: env  # format, lint, types
 	$(BIN)/ruff format --check $(SOURCES)
@@ -25,7 +26,7 @@ lint: env  # format, lint, types
 	$(BIN)/mypy
 
 check: lint  # the same, and the tests that start no engine
-	$(BIN)/pytest -q -m "not e2e and not gpu"
+	$(BIN)/pytest -q -n auto -m "not e2e and not gpu"
 
 chaos: env  # every fault of the catalogue with the real parts, and the table in docs/reliability.md; CASES="28 45" runs these
 	$(BIN)/python tests/chaos $(CASES)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 from rlreason import checkpoint, pulse, space
@@ -20,6 +21,8 @@ from rlreason.types import Group, Metrics
 
 AFTERMATH = 2.0  # seconds in which the loss of a rank is heard of, after another has failed for want of it
 SLOW = 20e6  # bytes a second that the slowest storage reads
+STRAGGLES = 2.0  # times as long as the others that a rank takes when it is told, …
+IN_A_ROW = 5  # … after so many steps
 
 
 Meeting = Callable[[], Awaitable[None]]
@@ -27,6 +30,22 @@ Meeting = Callable[[], Awaitable[None]]
 
 class Rank(Process, Protocol):
     async def address(self) -> tuple[str, int]: ...
+
+
+class Straggling:
+    """Which rank keeps the others waiting: each is as slow as the slowest."""
+
+    def __init__(self) -> None:
+        self.slowest = ""
+        self.row = 0  # steps in which it was, by more than `STRAGGLES`
+
+    def look(self, alone: Mapping[str, float]) -> float:
+        """By how much the slowest rank is slower than the median of the others; `alone`: seconds of each, in this step."""
+        slowest = max(alone, key=lambda name: alone[name])
+        times = alone[slowest] / max(median(alone[name] for name in alone if name != slowest), 1e-9)
+        self.row = 0 if times <= STRAGGLES else self.row + 1 if slowest == self.slowest else 1
+        self.slowest = slowest
+        return times
 
 
 class Learners:
@@ -40,6 +59,8 @@ class Learners:
         sent, so that it travels once. `read`: are there engines that read what is published?"""
         self.config, self.ranks, self.about, self.share, self.say, self.read = config, ranks, about, share, say, read
         self.version = self.diverged = 0
+        self.straggling = Straggling()
+        self.stacks: Meeting = self._stacks  # writes those of every process of the run, where more than these are known
         self.met: Meeting | None = None  # where weights are broadcast: how new learners meet the engines
 
     async def begin(self) -> None:
@@ -57,25 +78,28 @@ class Learners:
     async def _begin(self) -> None:
         self.end()
         self.version = self.diverged = 0
+        self.straggling = Straggling()
         for rank in self.ranks:
             rank.spawn()
         if not self.ranks:
             return
+        try:
+            await asyncio.wait_for(self._become(), self.config.recovery.start)
+        except TimeoutError:
+            await self.stacks()
+            why = f"were not ready {self.config.recovery.start:g} s after they were started (recovery.start)"
+            raise Lost("the learners", why, True) from None
+        if self.met:
+            await self.met()
+
+    async def _become(self) -> None:
         host, port = await self.ranks[0].address()
-        made = asyncio.gather(
+        await asyncio.gather(
             *(
                 rank.become("rlreason.learner", "Learner", number, *self.about, f"{host}:{port}")
                 for number, rank in enumerate(self.ranks)
             )
         )
-        try:
-            await asyncio.wait_for(made, self.config.recovery.start)
-        except TimeoutError:
-            await self._stacks()
-            why = f"were not ready {self.config.recovery.start:g} s after they were started (recovery.start)"
-            raise Lost("the learners", why, True) from None
-        if self.met:
-            await self.met()
 
     def end(self) -> None:
         """Kill every rank that there is."""
@@ -84,8 +108,10 @@ class Learners:
 
     async def step(self, groups: list[Group]) -> Metrics:
         """One step of all ranks. Raises `Failure` when too many in a row came to NaN or infinity, and were skipped."""
-        metrics: Metrics = (await self._all("step", self.share(groups)))[0]
+        told: list[Metrics] = await self._all("step", self.share(groups))
         self.version += 1
+        alone = {rank.name: metrics.pop("alone") for rank, metrics in zip(self.ranks, told, strict=True) if "alone" in metrics}
+        metrics = told[0] | (self._straggle(alone) if len(alone) > 1 else {})
         self.diverged = self.diverged + 1 if metrics.get("diverged") else 0
         if self.diverged >= self.config.recovery.diverged:
             raise Failure(
@@ -93,6 +119,15 @@ class Learners:
                 f"are in {Path(self.config.out) / 'diverged'}. A smaller learner.lr may help, or a look at them."
             )
         return metrics
+
+    def _straggle(self, alone: Mapping[str, float]) -> Metrics:
+        times = self.straggling.look(alone)
+        if self.straggling.row == IN_A_ROW:
+            name = self.straggling.slowest
+            self.say("straggler", f"{name} took over {STRAGGLES:g} times as long as the other learners in {IN_A_ROW} steps in "
+                     f"a row ({times:.1f} times in the last), and they wait for it: look at its machine, and at what else "
+                     "runs there", name=name, times=round(times, 2), step=self.version)  # fmt: skip
+        return {"time/straggle": times}
 
     async def publish(self) -> Any:
         return (await self._all("publish"))[0] if self.read else {}
@@ -149,11 +184,12 @@ class Learners:
             waiting: list[asyncio.Future[Any]] = [whole, *watches]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if whole.done():
-                if isinstance(whole.exception(), Failure):  # because another one is gone?
+                first = whole.exception()
+                if isinstance(first, Failure) or (isinstance(first, Lost) and first.alive):  # because another one is gone?
                     await asyncio.wait(calls, timeout=AFTERMATH)
-                    told = [call.exception() for call in calls if call.done()]
-                    if gone := next((error for error in told if isinstance(error, Lost)), None):
-                        raise gone
+                    lost = [error for call in calls if call.done() and isinstance(error := call.exception(), Lost)]
+                    if lost:
+                        raise min(lost, key=lambda error: error.alive)
                 return await whole
             raise await self._blame(next(watch.result() for watch in watches if watch.done()))
         finally:
@@ -165,7 +201,7 @@ class Learners:
         """Which rank it is that the others wait for: the one that says nothing, or has got the least far."""
         if not lost.alive:
             return lost
-        await self._stacks()
+        await self.stacks()
         pulses: dict[str, pulse.Pulse] = {}
         for rank in self.ranks:
             try:

@@ -52,8 +52,16 @@ class Chaos:
     def on(self) -> bool:
         return bool(self.every or any(self.chances.values()))
 
+    def __enter__(self) -> Chaos:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def start(self) -> None:
-        self.clocks = [asyncio.create_task(self._clock(role, seconds)) for role, seconds in self.every.items()]
+        there = [(role, seconds) for role, seconds in self.every.items() if self._present(role)]
+        self.clocks = [asyncio.create_task(self._clock(role, seconds)) for role, seconds in there]
 
     def end(self) -> None:
         for clock in self.clocks:
@@ -64,8 +72,12 @@ class Chaos:
         for what, chances in self.chances.items():
             for role, chance in chances.items():
                 rng = random.Random(f"{self.seed}/{number}/{self.faults}/{what}/{role}")
-                if self.victims.get(role, role == "driver") and rng.random() < chance:
+                if self._present(role) and rng.random() < chance:
                     self._strike(role, what, rng)
+
+    def _present(self, role: str) -> bool:
+        """Is there such a process? A stage without learning has no learners, and a teacher's has no engines."""
+        return role == "driver" or bool(self.victims.get(role))
 
     async def _clock(self, role: str, seconds: float) -> None:
         while True:

@@ -64,6 +64,12 @@ async def start(
             body = TakingTurns(config, ranks, about, ray.put, say, fleet)
         else:
             body = Learners(config, ranks, about, ray.put, say, bool(engines))
+
+        async def stacks() -> None:
+            pulse.write_stacks(log_of("driver", out))
+            await asyncio.gather(*(worker.stacks() for worker in workers))
+
+        body.stacks = fleet.stacks = stacks
         async with pulse.ticking(config.recovery.hung, log_of("driver", out)), fleet:
             # An engine that shares a GPU measures what memory is free, and must not find the learner half loaded.
             await (_one_by_one if there.share else _together)(fleet.begin(), body.begin())

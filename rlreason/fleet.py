@@ -78,6 +78,7 @@ class Rollouts:
         self.newest: tuple[Any, int] | None = None  # weights and their version
         self.arrived = asyncio.Event()  # set, and replaced, when newer ones come
         self.welcome: Callable[[], Awaitable[None]] | None = None  # where weights are broadcast: how a new engine gets them
+        self.stacks: Callable[[], Awaitable[None]] = self._stacks  # writes those of every process of the run
         self.broken: Exception | None = None  # why nothing will be answered any more
         self.closing = False
         self.work: set[asyncio.Task[None]] = set()
@@ -248,12 +249,15 @@ class Rollouts:
         if engine.ready and self.asked:
             self._deal_soon()
 
+    async def _stacks(self) -> None:
+        await asyncio.gather(*(engine.process.stacks() for engine in self.engines if engine.up))
+
     async def _watch(self, engine: Engine) -> None:
         life = engine.life
         lost = await pulse.lost(engine.process, self.config.hung, lambda: bool(engine.owed))
         if engine.life == life:
             if lost.alive:
-                await asyncio.gather(*(one.process.stacks() for one in self.engines if one.up))
+                await self.stacks()
             self._lost(engine, life, lost)
 
     def _lost(self, engine: Engine, life: int, lost: Lost) -> None:

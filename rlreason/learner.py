@@ -31,6 +31,7 @@ from rlreason.frozen import Frozen
 from rlreason.meeting import meet
 from rlreason.moved import assert_moved, fingerprints
 from rlreason.packing import fits_packed, fits_padded
+from rlreason.stopwatch import Stopwatch
 from rlreason.storage import rename, stored
 from rlreason.types import Batch, Group, Metrics, Sample, micro_batches
 from rlreason.weights import Handle, Publisher, digest
@@ -79,7 +80,8 @@ class Learner:
         # and uses named files in /dev/shm. gloo sums as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if self.gpu else "gloo"
-        meet(backend, host, int(port), rank, self.world)
+        if not torch.distributed.is_initialized():  # by another learner in this process
+            meet(backend, host, int(port), rank, self.world)
         deepspeed.init_distributed(backend, verbose=False)  # it finds the group
         dtype = torch.bfloat16 if self.gpu else torch.float32
         # The kernel that needs no attention mask where a row is a sample: it is padded on the right, and attention is causal.
@@ -117,6 +119,7 @@ class Learner:
         vocabulary = policy.config.get_text_config().vocab_size
         self.canary: list[int] = torch.randint(vocabulary, (CANARY,), generator=generator).tolist()
         self.moved = False  # has it been seen that every parameter moves?
+        self.alone = Stopwatch(partial(torch.cuda.Event, enable_timing=True) if self.gpu else None)  # forward passes
         self.tolerance = 0.1 if self.gpu else 1e-3  # of log-probabilities where nothing differs but how they are computed
         self.hidden: int | None = policy.config.get_text_config().hidden_size if config.learner.packing else None
         if self.hidden:
@@ -129,7 +132,7 @@ class Learner:
 
         Credit looks at the whole batch. `policy_gap`, `mismatch/*` and `entropy` are those of the first update, before
         which nothing has moved. Entropy is the mean of -log p over the sampled tokens, an unbiased estimate that costs
-        nothing.
+        nothing. `alone` is this rank's own: seconds in forward passes, where it waits for no other.
         """
         config, algorithm, updates = self.config, self.config.algorithm, self.config.learner.updates
         kept = [group for group in groups if FILTERS[algorithm.keep](group)]
@@ -146,13 +149,12 @@ class Learner:
         if (diverged := sum(m["diverged"] for m in metrics)) and self.rank == 0:
             self._keep(samples, own)
         self.version += 1
+        alone = self.alone.lap()
         if self.reference and algorithm.reference_every and self.version % algorithm.reference_every == 0:
             self.reference.become(self.engine.module)
-        return (
-            metrics[0]
-            | {key: float(np.mean([m[key] for m in metrics])) for key in ("loss", "grad_norm")}
-            | {"diverged": diverged}
-        )
+        mean = {key: float(np.mean([m[key] for m in metrics])) for key in ("loss", "grad_norm")}
+        # Under ZeRO-3 ranks wait for each other in every forward pass.
+        return metrics[0] | mean | {"diverged": diverged} | ({"alone": alone} if self.stage < 3 else {})
 
     def _update(self, samples: list[Sample], own: dict[str, list[Any]]) -> Metrics:
         """One optimizer step. `own`: columns of the batch, one entry per sample."""
@@ -218,7 +220,8 @@ class Learner:
 
     def _read(self, model: Model, tokens: Tensor, samples: list[Sample], entropy: bool = False) -> Read:
         lengths = [len(s.tokens) for s in samples] or [tokens.shape[1]]  # one row of padding
-        return read(model, tokens, lengths, self.config.rollout.temperature, self.hidden, entropy)
+        with self.alone.on():
+            return read(model, tokens, lengths, self.config.rollout.temperature, self.hidden, entropy)
 
     @torch.no_grad()
     def _logprobs(self, model: Model, samples: list[Sample]) -> list[NDArray[np.float32]]:
@@ -312,7 +315,11 @@ class Learner:
     def save(self, path: str, state: dict[str, Any]) -> None:
         """Write this rank's part of a checkpoint; it counts once `checkpoint.commit` has written its manifest."""
         with stored(Path(path)):
-            self.engine.save_checkpoint(path, tag="deepspeed", client_state=state, save_latest=False)
+            try:
+                self.engine.save_checkpoint(path, tag="deepspeed", client_state=state, save_latest=False)
+            except (OSError, RuntimeError):
+                torch.distributed.barrier()  # where the others wait, who could write: they go on learning
+                raise
             if self.reference and self.config.algorithm.reference_every:  # else it is what it was at the start
                 self.reference.save(path, self.rank)
 

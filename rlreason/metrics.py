@@ -20,9 +20,11 @@ from typing import Any
 import psutil
 
 from rlreason.config import Config, to_yaml
-from rlreason.errors import StorageError
+from rlreason.errors import StorageError, clipped
 from rlreason.loop import Account
-from rlreason.types import Group, Metrics
+from rlreason.types import Group, Metrics, Prompt
+
+CLIP = 100_000  # characters of a text that are written down for people to read
 
 
 def describe(groups: Sequence[Group]) -> Metrics:
@@ -54,23 +56,30 @@ class Lines:
         self.path = path
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.waiting: list[bytes] = []
+        self.lock = threading.RLock()  # W&B's thread tells of its own
+        if os.fstat(self.file).st_size != (whole := sum(map(len, self._whole()))):
+            os.ftruncate(self.file, whole)  # else the half line that a crash left would swallow the next
 
     def add(self, row: dict[str, Any]) -> OSError | None:
         """Returns why it could not be written, for now."""
-        self.waiting.append(json.dumps({k: _finite(v) for k, v in row.items()}).encode() + b"\n")
-        return self.write()
+        line = json.dumps({k: _finite(v) for k, v in row.items()}).encode() + b"\n"
+        with self.lock:
+            self.waiting.append(line)
+            return self.write()
 
     def write(self) -> OSError | None:
-        while self.waiting:
-            end = os.fstat(self.file).st_size
-            try:
-                if os.write(self.file, self.waiting[0]) < len(self.waiting[0]):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            except OSError as error:
-                os.ftruncate(self.file, end)  # no half lines
-                return error
-            del self.waiting[0]
-        return None
+        with self.lock:
+            while self.waiting:
+                end = os.fstat(self.file).st_size
+                try:
+                    if os.write(self.file, self.waiting[0]) < len(self.waiting[0]):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                except OSError as error:
+                    if os.fstat(self.file).st_size > end:
+                        os.ftruncate(self.file, end)  # no half lines
+                    return error
+                del self.waiting[0]
+            return None
 
     def read(self) -> list[dict[str, Any]]:
         """Whole lines only: the last may have been cut off by a crash."""
@@ -87,7 +96,7 @@ class Lines:
                 break
             size += len(line)
         os.ftruncate(self.file, size)
-        self.waiting = []
+        self.waiting = [line for line in self.waiting if keep(json.loads(line))]
 
     def close(self) -> None:
         """Raises `StorageError` if there are lines that could not be written to the end."""
@@ -185,7 +194,8 @@ class Journal:
         with (self.out / "rollouts" / f"step-{step:06}.jsonl").open("w", encoding="utf-8", errors="replace") as f:
             for task, s in chosen:
                 row = {
-                    "step": step, "task": task.id, "prompt": task.prompt, "answer": task.answer, "text": s.text,
+                    "step": step, "task": task.id, "prompt": _shown(task.prompt), "answer": task.answer,
+                    "text": clipped(s.text, CLIP),
                     "reward": s.reward, "parts": s.parts, "length": s.length, "truncated": s.truncated,
                     "version": s.version,
                 } | ({"failures": s.failures} if s.failures else {})  # fmt: skip
@@ -240,6 +250,12 @@ def resident_bytes() -> int:
         except psutil.NoSuchProcess:  # ended since it was listed
             continue
     return total
+
+
+def _shown(prompt: Prompt) -> Prompt:
+    if isinstance(prompt, str):
+        return clipped(prompt, CLIP)
+    return [{name: clipped(text, CLIP) for name, text in message.items()} for message in prompt]
 
 
 def _finite(value: Any) -> Any:

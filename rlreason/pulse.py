@@ -52,10 +52,32 @@ def feel(node: str, calls: int) -> Pulse:
     return replace(_now, pid=os.getpid(), node=node, open=calls, resident=resident)
 
 
+def oom_kills(root: Path = Path("/")) -> int:
+    """How often the kernel has killed a process for want of memory, by the counters that can be seen from here: those of
+    the machine and of this process's cgroup, of version 2 or 1. What a kill adds may be 1 or 2; only that it grows counts."""
+    files = [root / "proc/vmstat"]
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        number, kinds, path = line.split(":", 2)
+        if number == "0":
+            files.append(root / "sys/fs/cgroup" / path.lstrip("/") / "memory.events")
+        elif "memory" in kinds.split(","):
+            files.append(root / "sys/fs/cgroup/memory" / path.lstrip("/") / "memory.oom_control")
+    lines = [line.split() for file in files if file.exists() for line in file.read_text().splitlines()]
+    return sum(int(number) for name, number, *_ in lines if name == "oom_kill")
+
+
 def listen() -> None:
     """From now on a fatal signal, and `STACKS`, make this process write all its stacks to standard error."""
     faulthandler.enable(sys.__stderr__ or 2)
     faulthandler.register(STACKS, file=sys.__stderr__ or 2, all_threads=True)
+
+
+def write_stacks(log: Path) -> None:
+    """This process's own, of every thread."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        faulthandler.dump_traceback(file)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlreason import checkpoint, evaluate, manifest, model, storage
+from rlreason import checkpoint, evaluate, manifest, model, pulse, storage
+from rlreason.chaos import Chaos, Victim
 from rlreason.config import Config, LoopConfig
 from rlreason.display import Display, duration
 from rlreason.errors import Interrupted, RecipeError, RolloutError
@@ -139,14 +140,23 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
                 journal.event(event, step=harvest.version, **details)
                 display.say(text)
 
-            async with answering(config, say) as (rollout, source):
+            async with (
+                pulse.ticking(config.recovery.hung, out / "logs" / "driver.log"),
+                answering(config, say) as (rollout, source, engines),
+            ):
                 manifest.amend(out, weights={"begin": source})
                 budget = Budget(config.rewards.failures, loop.groups * samples, journal.event, display.say)
-                await train(
-                    loop, left, Steady(rollout, harvest.version), harvest, cursor=harvest.cursor, stop=stop,
-                    keep=budget.watch(lambda group: True),  # what could not be judged is told, and not replaced
-                    log=lambda step, groups, metrics: display.step(journal.step(step, groups, metrics)),
-                )  # fmt: skip
+                chaos = Chaos(config.chaos, {"rollout": engines}, journal.count("chaos"), say)
+
+                def log(step: int, groups: list[Group], metrics: Metrics) -> None:
+                    display.step(journal.step(step, groups, metrics))
+                    chaos.step(step)
+
+                with chaos:
+                    await train(
+                        loop, left, Steady(rollout, harvest.version), harvest, log=log, cursor=harvest.cursor, stop=stop,
+                        keep=budget.watch(lambda group: True),  # what could not be judged is told, and not replaced
+                    )  # fmt: skip
             if stop():
                 raise Interrupted(
                     f"stopped after {harvest.version} of {steps} steps, all kept; the same command goes on from there"
@@ -163,8 +173,9 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
 
 
 @asynccontextmanager
-async def answering(config: Config, say: Say) -> AsyncIterator[tuple[Rollout, str | None]]:
-    """Who answers: engines with the model's weights, or a teacher behind an endpoint; and which weights those are."""
+async def answering(config: Config, say: Say) -> AsyncIterator[tuple[Rollout, str | None, Sequence[Victim]]]:
+    """Who answers: engines with the model's weights, or a teacher behind an endpoint; which weights those are, and which
+    processes."""
     if config.sample.teacher:
         from rlreason.teacher import Teacher
 
@@ -174,16 +185,17 @@ async def answering(config: Config, say: Say) -> AsyncIterator[tuple[Rollout, st
             Pool(config.rewards, config.tasks.reward, log) as pool,
             Teacher(config, pool, **config.sample.teacher) as teacher,
         ):
-            yield teacher, str(config.sample.teacher["model"])
+            yield teacher, str(config.sample.teacher["model"]), []
         return
     from rlreason import cluster
 
     path = model.local(config.model, Path(config.out))
     say("engines", f"starting {config.rollout.workers} engines …")
-    async with cluster.start(config, path, False, 0, config.rollout.workers, say) as (_, rollouts):
+    async with cluster.start(config, path, False, 0, config.rollout.workers, say) as (learners, rollouts):
         await rollouts.load({"kind": "file", "path": str(Path(path).absolute())}, 0)
         held = (manifest.read(Path(config.out)) or {}).get("weights", {})
-        yield rollouts, held.get("begin") or manifest.weights_of(Path(path))
+        source = held.get("begin") or manifest.weights_of(Path(path))
+        yield rollouts, source, cluster.roles(learners, rollouts)["rollout"]
 
 
 def written(group: Group, metric: str) -> Answered:

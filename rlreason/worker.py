@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.util import get_node_ip_address
 
 from rlreason import pulse
@@ -27,6 +27,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.
 # What a rank raises when another one is gone, or the network between them: torch's own errors, and gloo's words.
 CUT_OFF = {"DistBackendError", "DistNetworkError", "DistStoreError"}
 GLOO = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
+WORDS = 65536  # bytes of a log in which the cause of a death is looked for: the stacks of all threads come after it
+FATAL = re.compile(r"Fatal Python error: ([^\n]*)")
+CURRENT = re.compile(r"Current thread [^\n]*\n +File \"([^\"\n]*)\", line (\d+) in (\S+)")  # innermost frame
+GONE = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)  # a process is, says Ray
 
 
 class Host:
@@ -85,10 +89,13 @@ class Worker:
         self.name, self.out, self.log, self.failure, self.options = name, out, log_of(name, out), failure, options
         self.actor: Any = None
         self.seen: Pulse | None = None  # the last pulse of the process that lives now
+        self.born = 0  # bytes of the log that were written before it
+        self.ooms = 0  # what `pulse.oom_kills` said when it was last seen
 
     def spawn(self) -> None:
         """Start the process; the one before it has been killed."""
-        self.seen = None
+        self.seen, self.ooms = None, pulse.oom_kills()
+        self.born = self.log.stat().st_size if self.log.is_file() else 0
         made = ray.remote(concurrency_groups={"life": 4})(Host)
         self.actor = made.options(**self.options).remote(self.name, self.out)
 
@@ -107,6 +114,7 @@ class Worker:
         asked = self._told(self.actor.pulse.remote())
         try:
             self.seen = answer = await asyncio.wait_for(asked, within if within < math.inf else None)
+            self.ooms = pulse.oom_kills()
         except TimeoutError:
             seen = f" ({self.seen.told})" if self.seen else ""
             raise Lost(self.name, f"has said nothing for {within:g} s{seen}", True) from None
@@ -148,33 +156,51 @@ class Worker:
             raise self.failure(
                 f"{self.name} failed: {type(cause).__name__}: {cause}\nthe whole story is in {self.log}\n{self.words()}"
             ) from error
-        except RayActorError as error:
-            raise Lost(
-                self.name, f"died: {cause_of_death(str(error), self.words(40), self.seen)}", words=self.words()
-            ) from None
+        except GONE as error:
+            why = cause_of_death(str(error), self._last(WORDS), self.seen, self._out_of_memory())
+            raise Lost(self.name, f"died: {why}", words=self.words()) from None
+
+    def _out_of_memory(self) -> bool | None:
+        """Has the kernel killed for want of memory since the process was seen? None: it was on another node."""
+        if self.seen is None or self.seen.node != get_node_ip_address():
+            return None
+        return pulse.oom_kills() > self.ooms
 
     def words(self, lines: int = 12) -> str:
         """The last ones of its log."""
+        tail = self._last(300 * lines).splitlines()[-lines:]
+        told = [f"the last lines of {self.log}:", *(f"    {line[:300]}" for line in tail)]
+        return "\n".join(told) if tail else f"it wrote nothing to {self.log}"
+
+    def _last(self, most: int) -> str:
+        """Of what the process wrote, the end: so many bytes. What stands before it in the log is of another life."""
         try:
             with self.log.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 300 * lines))
-                tail = file.read().decode(errors="replace").splitlines()[-lines:]
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(self.born if self.born <= size else 0, size - most))
+                return file.read().decode(errors="replace")
         except OSError as error:
             return f"it left no log: {error}"
-        return "\n".join([f"the last lines of {self.log}:", *(f"    {line[:300]}" for line in tail)])
 
 
 def log_of(name: str, out: str) -> Path:
     return Path(out).absolute() / "logs" / f"{name}.log"
 
 
-def cause_of_death(told: str, words: str, seen: Pulse | None) -> str:
-    """Why a process ended, as far as can be known: what Ray says, its last words, and whether the kernel struck."""
-    if fatal := re.search(r"Fatal Python error: ([^\n]*)", words):
-        return f"{fatal[1]}; its stacks are in its log"
-    if "memory" in told and "OOM" not in told.replace("OOM killer", ""):
-        return told.strip().splitlines()[-1]
-    if "End of file" not in told:
-        return told.strip().splitlines()[-1]
+def cause_of_death(told: str, words: str, seen: Pulse | None = None, out_of_memory: bool | None = None) -> str:
+    """Why a process ended, as far as can be known: by what Ray has `told`, by its last `words`, and by whether the kernel
+    has killed something for want of memory since it was `seen` (None: who knows)."""
     was = f" It was {seen.told}." if seen else ""
-    return f"killed from outside (SIGKILL), or by the kernel for want of memory; it had no time for a last word.{was}"
+    if fatal := FATAL.search(words):
+        where = f" in {at[3]} ({at[1]}:{at[2]})" if (at := CURRENT.search(words, fatal.end())) else ""
+        return f"{fatal[1]}{where}; its stacks are in its log"
+    if low := re.search(r"Memory on the node .*? was ([^\n]* limit)", told):
+        return (f"killed by Ray, for the node ran low on memory: {low[1]} (RAY_memory_usage_threshold).{was} Fewer or smaller "
+                "processes a node, or a smaller learner.tokens, need less")  # fmt: skip
+    if "End of file" not in told:
+        return told.strip().splitlines()[-1].rpartition("Worker exit detail: ")[2]
+    if out_of_memory:
+        return (f"killed by the kernel, which ran out of memory.{was} Fewer or smaller processes a node, or a smaller "
+                "learner.tokens, need less")  # fmt: skip
+    kernel = ", by the kernel for want of memory," if out_of_memory is None else ","
+    return f"killed from outside (SIGKILL){kernel} or ended by its own code; it had no time for a last word.{was}"

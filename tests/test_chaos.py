@@ -1,6 +1,10 @@
 """Faults on purpose: who is struck, and when."""
 
+import asyncio
+import signal
+
 import pytest
+from test_loop import Jumping
 
 from rlreason.chaos import Chaos, rates
 from rlreason.config import ChaosConfig
@@ -67,3 +71,26 @@ def test_what_is_wrong_with_a_rate_is_told(text, told):
 @pytest.mark.parametrize("text", ["", " ", "rollout:0.05, learner:1"])
 def test_rates_are_read(text):
     assert rates(text) in ({}, {"rollout": 0.05, "learner": 1.0})
+
+
+def test_by_the_clock_only_who_is_there_is_struck():
+    """A teacher's stage has no engines, and one that only samples no learners."""
+
+    async def whole():
+        engine = Struck("rollout-0")
+        with Chaos(ChaosConfig(every="rollout:10,learner:3"), {"rollout": [engine], "learner": []}, 0, lambda *a, **k: None):
+            await asyncio.sleep(35)
+        await asyncio.sleep(35)
+        return engine.signals, [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+    signals, left = Jumping().run_until_complete(whole())
+    assert signals == [signal.SIGKILL] * 3, "and nobody after the end"
+    assert not left
+
+
+def test_a_role_that_nobody_has_is_passed_over():
+    chaos = Chaos(ChaosConfig(kill="rollout:1,learner:1", every="rollout:1"), {}, 0, lambda *a, **k: None)
+    chaos.step(1)
+    chaos.start()
+    assert not chaos.clocks
+    assert chaos.faults == 0

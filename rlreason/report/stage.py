@@ -48,6 +48,7 @@ PLANS = (
     Plan("Mismatch", "KL(sampler‖learner), estimated by k3", ("mismatch/k3",), log=True),
     Plan("Learning rate", "at every step", ("lr",), exact=True),
     Plan("Throughput", "tokens a second", ("time/tokens_per_second",)),
+    Plan("Straggling", "how many times as long as the others the slowest learner takes", ("time/straggle",)),
     Plan("Kept", "answers of a wave", ("kept",), exact=True),
 )
 PARTS = 5  # components of the reward in one chart

@@ -12,7 +12,7 @@ from rlreason.report.read import Metrics
 from rlreason.report.text import count, duration, esc, number, percent
 
 ORDER = ("rollout", "train", "sync", "save", "log")  # in which the phases of a step happen
-NOT_PHASES = ("step", "elapsed", "tokens_per_second")
+NOT_PHASES = ("step", "elapsed", "tokens_per_second", "straggle")
 MOST = 7  # phases in one chart, beside "other"
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from pathlib import Path
+from statistics import median
 
 from case import Case, Seen
 from world import Running, by_test
@@ -78,6 +81,36 @@ def dies_again_and_again(folder: Path) -> Seen:
     return Seen("exit 1 after the third loss without a new checkpoint, with the cause")
 
 
+def limp(pid: int, over: threading.Event) -> None:
+    """Stop a process most of the time, as a machine does that has something else to do."""
+    while not over.wait(0.005):
+        os.kill(pid, signal.SIGSTOP)
+        over.wait(0.03)
+        os.kill(pid, signal.SIGCONT)
+
+
+def straggles(folder: Path) -> Seen:
+    run = Running(folder / "run", *TWO, "loop.groups=8", "loop.samples=8", "loop.steps=60", "rollout.max_tokens=64")
+    run.step(10)
+    over, began = threading.Event(), len(run.rows())
+    limping = threading.Thread(target=limp, args=(run.pid("learner-1"), over))
+    limping.start()
+    try:
+        run.until(lambda: run.events("straggler"))
+    finally:
+        over.set()
+        limping.join()
+    audit = run.whole(60)
+    times = [row["time/straggle"] for row in run.rows()]
+    (event,) = [one for one in run.events("straggler") if one["step"] > began]
+    assert event["name"] == "learner-1"
+    assert min(times[event["step"] - 5 : event["step"]]) > 2
+    assert not run.events("learners", what="lost"), "slow is not hung"
+    return Seen(f"learner-1 named {event['step'] - began} steps after it began to limp, {event['times']:.1f} times as slow; "
+                f"{median(times[:began]):.1f} times before, {median(times[event['step'] + 1 :]):.1f} after; {audit}",
+                lost="none")  # fmt: skip
+
+
 def in_flight(folder: Path) -> Seen:
     run = Running(folder / "run", "loop.max_lag=2", "loop.steps=80", "chaos.kill=learner:0.03,rollout:0.03", "chaos.seed=5")
     audit = run.whole(80)
@@ -94,6 +127,8 @@ CASES = [
     Case(45, "a learner rank SIGKILLed", "all ranks rebuilt from the last commit by the same process", a_rank_dies, True),
     Case(45, "a learner rank hangs (SIGSTOP)", "noticed within recovery.hung, named, rebuilt", a_rank_hangs, True),
     Case(45, "learners that die after every step", "bounded by recovery.retries", dies_again_and_again, True),
+    Case(47, "a straggling rank", "told with its name after 5 steps at over twice the others' median; not killed",
+         straggles, True),
     Case(48, "schedule and optimizer survive a resume", "learning rates and weights as uninterrupted",
          by_test("tests/e2e/test_runs.py::test_two_of_each_repeat_to_the_bit_across_a_restart_too"), True),
     Case(58, "N steps, stop, N steps", "2N steps, to the bit",

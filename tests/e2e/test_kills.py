@@ -58,6 +58,7 @@ def kill(process) -> None:
     psutil.wait_procs(below, timeout=20)
 
 
+@pytest.mark.long
 def test_ten_kills_change_nothing(whole, tmp_path):
     out, seed = tmp_path / "run", int(os.environ.get("RLREASON_CHAOS_SEED", time.time()))
     print(f"RLREASON_CHAOS_SEED={seed}")
