@@ -74,7 +74,7 @@ async def start(
             # An engine that shares a GPU measures what memory is free, and must not find the learner half loaded.
             await (_one_by_one if there.share else _together)(fleet.begin(), body.begin())
             if there.transport == "nccl" and ranks and engines:
-                await _meet(ranks[0], engines, width)
+                await _meet(ranks, engines, width)
                 body.met, fleet.welcome = _meetings(body, fleet, width)
             yield body, fleet
             await fleet.close()
@@ -187,7 +187,7 @@ def _meetings(body: Learners, fleet: Rollouts, width: int) -> tuple[Meeting, Mee
     """How new learners, and a new engine, come into an NCCL group: it is whole or not at all, so all meet anew."""
 
     async def learners() -> None:
-        await _meet(body.ranks[0], [engine.process for engine in fleet.engines if engine.up], width)
+        await _meet(body.ranks, [engine.process for engine in fleet.engines if engine.up], width)
 
     async def engine() -> None:
         await learners()
@@ -196,10 +196,10 @@ def _meetings(body: Learners, fleet: Rollouts, width: int) -> tuple[Meeting, Mee
     return learners, engine
 
 
-async def _meet(learner: Rank, engines: Sequence[Process], width: int) -> None:
-    host, port = await learner.address()
+async def _meet(ranks: Sequence[Rank], engines: Sequence[Process], width: int) -> None:
+    host, port = await ranks[0].address()
     world = 1 + width * len(engines)
     await asyncio.gather(
-        learner.call("join", host, port, world),
+        *(rank.call("join", host, port, world) for rank in ranks),  # rank 0 alone does; but all count the call
         *(w.call("join", host, port, 1 + i * width, world) for i, w in enumerate(engines)),
     )

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from rlreason.loop import Rollout, train
 from rlreason.metrics import Journal
 from rlreason.rewards.pool import Pool
 from rlreason.rewards.pool.budget import Budget
-from rlreason.signals import stopping
+from rlreason.signals import stopping, unless
 from rlreason.tasks import Tasks, origin
 from rlreason.types import Group, Metrics, Task
 
@@ -140,10 +140,9 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
                 journal.event(event, step=harvest.version, **details)
                 display.say(text)
 
-            async with (
-                pulse.ticking(config.recovery.hung, out / "logs" / "driver.log"),
-                answering(config, say) as (rollout, source, engines),
-            ):
+            async with AsyncExitStack() as stack:
+                starting = stack.enter_async_context(answering(config, say))
+                rollout, source, engines = await unless(stop, starting, "starting")
                 manifest.amend(out, weights={"begin": source})
                 budget = Budget(config.rewards.failures, loop.groups * samples, journal.event, display.say)
                 chaos = Chaos(config.chaos, {"rollout": engines}, journal.count("chaos"), say)
@@ -184,6 +183,7 @@ async def answering(config: Config, say: Say) -> AsyncIterator[tuple[Rollout, st
         async with (
             Pool(config.rewards, config.tasks.reward, log) as pool,
             Teacher(config, pool, **config.sample.teacher) as teacher,
+            pulse.ticking(config.recovery.hung, log.with_name("driver.log")),
         ):
             yield teacher, str(config.sample.teacher["model"]), []
         return
