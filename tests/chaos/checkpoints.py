@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,16 +15,21 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import killpoints
 import torch
 from case import Case, Seen
 from real import Run, command, make_model, rlreason
 from safetensors.torch import load_file
+from world import Running, options
 
-from rlreason import checkpoint, storage
+from rlreason import checkpoint, ledger, storage
 
 HERE = Path(__file__).parent
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+DEMONSTRATED = ("algorithm.answers=recorded", "algorithm.loss=nll", "loop.samples=1", "loop.save_every=1")
+ANSWERED = 30  # steps of a run in which processes die
 RANKS, ZERO = "learner.workers", "learner.deepspeed.zero_optimization.stage"
 
 
@@ -98,41 +103,57 @@ def goes_on(out: Path, after: int, *more: str, seconds: float = 0.0) -> Run:
 
 
 def no_room(folder: Path) -> Seen:
-    """A disk of one megabyte, really full or not: 92 kB of parameters need 4.4 MB."""
-    out = folder / "disk" / "run"
-    done = on_disk(folder / "disk", "1m", [sys.executable, "-m", "rlreason", *recipe(out, "loop.steps=9")])
-    found = re.search(r"([\d,]+) bytes are needed there \(.*\), and ([\d,]+) are free", done.stderr)
-    assert done.returncode == 5, f"exit {done.returncode}: {done.stderr}"
-    assert found, done.stderr
-    assert "starting" not in done.stdout
-    return Seen(f"exit 5 before anything starts: {found[1]} bytes needed, {found[2]} free")
+    """A checkpoint and its model have 1.4 MB, and no disk has room for a billion of them."""
+    many = 1_000_000_000
+    run = refused(folder / "run", 5, f"loop.steps={many}", f"loop.keep={many}", told="bytes are needed there")
+    found = re.search(r"([\d,]+) bytes are needed there \(.*\), and ([\d,]+) are free", run.text)
+    assert found, run.text
+    needed, free = (int(number.replace(",", "")) for number in found.groups())
+    assert needed > many * 12 * 90_000 > free
+    assert "starting" not in run.text
+    return Seen(f"exit 5 in {run.seconds:.1f} s, before anything starts: {found[1]} bytes needed, {found[2]} free")
 
 
 def lines_killed(folder: Path) -> Seen:
-    done = subprocess.run([sys.executable, HERE / "killpoints.py", folder, "1"], capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as memory:  # a disk would be waited for, and that is all that it would add
+        script = [sys.executable, HERE / "killpoints.py", memory, "1"]
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]
     return Seen(f"{json.loads(done.stdout)['points']} points, at each a committed step was left, and the same files came of it")
 
 
-def killed(place: str, many: int) -> Callable[[Path], Seen]:
-    """Kill a real run at `many` distinct lines of `place`, one after another."""
+def answered(out: Path, *more: str) -> list[str]:
+    """One learner, one engine, and a checkpoint after each step."""
+    return ["train", "recipes/debug.yaml", *options(out), "rollout.workers=1", "loop.save_every=1", f"loop.steps={ANSWERED}",
+            "recovery.retries=1000", *more]  # fmt: skip
+
+
+@cache
+def known() -> Path:
+    """Such a run, that nothing happens to; and, beside it, every line that it comes to."""
+    folder = Path(tempfile.mkdtemp(prefix="rlreason-chaos-"))
+    process = command(*answered(folder / "run"), **killpoints.armed(folder, **dict.fromkeys(killpoints.ROLES)))
+    text = killpoints.ended(process, folder)
+    assert process.returncode == 0, text
+    return folder
+
+
+def killed(role: str, publishing: int, others: int) -> Callable[[Path], Seen]:
+    """Kill those of a role at so many distinct lines of a real run, but for those that it does not come to again."""
 
     def check(folder: Path) -> Seen:
-        def started(out: Path, steps: int) -> Callable[[dict[str, str]], subprocess.Popen]:
-            return lambda environment: command(*recipe(out, f"loop.steps={steps}", "loop.keep=1"), **environment)
+        def start(environment: dict[str, str]) -> subprocess.Popen[str]:
+            return command(*answered(out), **environment)
 
-        points = killpoints.lines(started(folder / "known", 3), place, folder / "lines")
-        points = list(dict.fromkeys(points[i * len(points) // many] for i in range(many)))
-        random.Random(0).shuffle(points)  # so that deaths before a commit and after it take turns
-        out, steps = folder / "run", len(points) + 2
-        deaths = killpoints.chain(started(out, steps), out, place, points, folder / "log")
-        train(folder / "whole", f"loop.steps={steps}", "loop.keep=1")
-        assert weights(out) == weights(folder / "whole"), "other weights than those of a run that nothing happened to"
-        kept = sum(death.after > death.before for death in deaths.all)
-        return Seen(
-            f"{len(deaths.all)} deaths at as many lines, {kept} after the commit; weights equal to the bit",
-            deaths.seconds / len(deaths.all), f"{len(deaths.all) - kept} steps in {len(deaths.all)} deaths",
-        )  # fmt: skip
+        out, points = folder / "run", killpoints.lines(known(), role, publishing, others)
+        if role == "driver":
+            deaths = killpoints.restarted(start, out, folder, points)
+        else:
+            deaths = killpoints.replaced(start, out, folder, role, points)
+        assert len(deaths.lines) >= 0.9 * len(points), f"{sorted({*points} - {*deaths.lines})} were never come to"
+        assert weights(out) == weights(known() / "run"), "other weights than those of a run that nothing happened to"
+        return Seen(f"{deaths}; each time on from a committed step; {ledger.audit(out)}; weights equal to the bit",
+                    median(deaths.recovery), deaths.lost)  # fmt: skip
 
     return check
 
@@ -176,6 +197,29 @@ def pointers(folder: Path) -> Seen:
     return Seen("no pointer is read: went on from v3, and weights/last leads to v5 again", lost="0 steps")
 
 
+def no_large_file(folder: Path) -> Seen:
+    """From the second checkpoint on the learner may write no file of more than 100 kB (RLIMIT_FSIZE), and a checkpoint's has
+    a megabyte: a full disk or quota as anybody may have it."""
+    run = Running(folder / "run", *DEMONSTRATED, "loop.steps=60")
+    run.until(lambda: len(checkpoint.committed(run.out / "checkpoints")) >= 2)
+    learner = run.pid("learner-0")
+    hard = resource.prlimit(learner, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(learner, resource.RLIMIT_FSIZE, (100_000, hard))
+    code, text = run.end()
+    assert code == 5, f"exit {code}: {text[-2000:]}"
+    assert "checkpoints/v60" in text, text[-2000:]
+    assert "File too large" in text or "No space left" in text, text[-2000:]
+    unsaved, steps, left = len(run.events("unsaved")), run.rows()[-1]["step"], checkpoint.committed(run.out / "checkpoints")
+    assert steps == 60, f"training ended at step {steps}: {text[-2000:]}"
+    assert unsaved >= 60 - int(left[0].name[1:]) - 1, unsaved
+    assert not (wrong := [found for one in left if (found := checkpoint.problem(one))]), wrong
+    again = Running(folder / "run", *DEMONSTRATED, "loop.steps=60")
+    audit = again.whole(60)
+    assert again.events("start")[-1]["step"] == int(left[0].name[1:])
+    return Seen(f"all 60 steps taken, {unsaved} events, {left[0].name} whole, exit 5 at the end with the path; when it may, "
+                f"the same command goes on from there; {audit}", lost=f"{60 - int(left[0].name[1:])} steps")  # fmt: skip
+
+
 def disk_full(folder: Path) -> Seen:
     """A real disk of 12 MB, filled up by somebody else after the second checkpoint; 400 kB are left, which no checkpoint
     fits into."""
@@ -217,6 +261,12 @@ def fill(disk: Path, arguments: list[str]) -> None:
     }))  # fmt: skip
 
 
+def mountable() -> bool:
+    """May this user mount a file system of their own? Not in most containers."""
+    asked = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return bool(shutil.which("unshare")) and not subprocess.run(asked, capture_output=True, check=False).returncode
+
+
 def on_disk(disk: Path, size: str, arguments: list, **environment: str) -> subprocess.CompletedProcess:
     """Run a command that has, at `disk`, a real file system of so many bytes. It is seen by that command alone."""
     disk.mkdir(parents=True)
@@ -230,7 +280,8 @@ def on_disk(disk: Path, size: str, arguments: list, **environment: str) -> subpr
 def one_kept(folder: Path) -> Seen:
     """Dead at every line of pruning, with one checkpoint to keep."""
     names = ("prune", "prune_weights", "_removed", "_remove", "committed", "_versions")
-    told = killpoints.every_line(folder, 1, [f"rlreason/checkpoint.py:{name}" for name in names])
+    with tempfile.TemporaryDirectory(dir=MEMORY) as memory:
+        told = killpoints.every_line(Path(memory), 1, [f"rlreason/checkpoint.py:{name}" for name in names])
     return Seen(f"{told['points']} points of pruning: the new one was committed at each")
 
 
@@ -240,7 +291,7 @@ def epoch(folder: Path) -> Seen:
     more = (f"tasks.path={folder / 'eight.jsonl'}", "loop.steps=5")
     train(folder / "whole", *more)
     out = folder / "run"
-    process = command(*recipe(out, *more), **killpoints.armed("driver", "", folder / "lines"))
+    process = command(*recipe(out, *more), **killpoints.armed(folder, driver=()))
     deadline = time.monotonic() + 120
     while not (out / "checkpoints" / "v2" / checkpoint.MANIFEST).exists():
         assert time.monotonic() < deadline
@@ -248,7 +299,7 @@ def epoch(folder: Path) -> Seen:
         time.sleep(0.001)
     process.send_signal(signal.SIGSTOP)
     after = checkpoint.committed(out / "checkpoints")[0].name
-    killpoints.bury(process, folder / "lines")
+    killpoints.bury(process, folder)
     for version in (3, 4, 5):  # it was faster than the signal
         shutil.rmtree(out / "checkpoints" / f"v{version}", ignore_errors=True)
     run = train(out, *more)
@@ -355,16 +406,20 @@ def stale_handle(folder: Path) -> Seen:
 CASES = [
     Case(14, "disk full at the start", "exit 5 with bytes needed and free, before anything starts", no_room),
     Case(49, "SIGKILL at every line of commit, point and prune", "a committed step is left, whole, and the same comes of it",
-         lines_killed),
-    Case(49, "SIGKILL of the driver at 40 lines of a real save", "resumes from a committed step; the same weights to the bit",
-         killed("driver", 40), engines=True),
-    Case(49, "SIGKILL of the learner at lines of a real save", "the same", killed("save", 12), engines=True),
+         lines_killed, engines=True),
+    Case(49, "SIGKILL of the driver at lines of publish, save and commit", "the same command resumes from a committed step, to "
+         "the same bits", killed("driver", 5, 10), engines=True),
+    Case(49, "SIGKILL of one learner after the other at lines of publish and save", "each is replaced within the run, from a "
+         "committed step, to the same bits", killed("learner", 8, 16), engines=True),
+    Case(49, "SIGKILL of one engine after the other at lines of loading weights", "each is replaced within the run, and given "
+         "the weights anew; the same bits", killed("engine", 0, 10), engines=True),
     Case(50, "shard truncated, or one bit turned", "told with the file, moved aside, on from the one before; none left: exit 5",
          damaged, engines=True),
     Case(51, "manifest missing", "not a checkpoint", no_manifest, engines=True),
     Case(52, "pointer file empty or garbage", "ignored, and made anew", pointers, engines=True),
-    Case(53, "disk full during a save", "training goes on, old checkpoints untouched, an event each, exit 5 at the end",
-         disk_full, engines=True),
+    Case(53, "no large file may be written from some save on", "training goes on, old checkpoints untouched, an event each, "
+         "exit 5 at the end", no_large_file, engines=True),
+    *([Case(53, "disk full during a save", "the same", disk_full, engines=True)] if mountable() else []),
     Case(54, "one checkpoint to keep", "the new one is committed before the old one is deleted", one_kept),
     Case(55, "resume at the end of an epoch", "the next epoch runs, to the same bytes", epoch, engines=True),
     Case(56, "resume with another seed, batch or data set", "exit 2 with the difference; --force goes on, with an event",

@@ -1,8 +1,9 @@
-"""SIGKILL at many points of saving and publishing, and what is left: always a committed step, whole, and a run that goes
-on from it and ends as if nothing had happened.
+"""SIGKILL at many points of saving, publishing and loading, and what is left: always a committed step, whole, and a run that
+goes on from it and ends as if nothing had happened.
 
-`every_line` does it without engines, at every line of the code that writes: seconds. `chain` does it to a real run, which
-dies at one point after another until it is done.
+`every_line` does it without engines, at every line of the code that writes: seconds. `restarted` and `replaced` do it to a
+real run: the driver dies at one point after another, and is started again; or one learner or engine after the other does,
+and is replaced within the run.
 """
 
 from __future__ import annotations
@@ -13,37 +14,40 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import dies
 import numpy as np
 import psutil
 
-from rlreason import checkpoint, storage
+from rlreason import checkpoint, ledger, storage
 from rlreason.config import Config
 from rlreason.sampling import Harvest
 from rlreason.types import Group, Sample, Task
 
 HERE = Path(__file__).parent
-STORAGE = ["rlreason/checkpoint.py:", "rlreason/storage.py:"]
-DRIVER = [*STORAGE, "rlreason/body.py:Learners.save", "rlreason/sampling.py:Harvest.save"]
-SAVING = ["rlreason/learner.py:Learner.save", "rlreason/learner.py:Learner.export", "rlreason/frozen.py:Frozen.save",
-          "deepspeed/runtime/engine.py:DeepSpeedEngine.save_checkpoint",
-          "deepspeed/runtime/engine.py:DeepSpeedEngine._save_checkpoint",
-          "deepspeed/runtime/checkpoint_engine/torch_checkpoint_engine.py:TorchCheckpointEngine.save"]  # fmt: skip
-PUBLISHING = ["rlreason/learner.py:Learner.publish", "rlreason/weights.py:Publisher.publish",
-              "rlreason/weights.py:Publisher._shm", "rlreason/weights.py:Publisher._file"]  # fmt: skip
-LOADING = ["rlreason/rollout.py:Rollout.load"]
-PLACES = {  # a part of the kill points -> the processes that die, where in them, and the function that has to be come to
-    "driver": ("-m rlreason", DRIVER, "Learners.save"),
-    "save": ("default_worker.py", SAVING, ""),
-    "publish": ("default_worker.py", PUBLISHING, ""),
-    "load": ("default_worker.py", LOADING, ""),
-}
+WRITING = ["rlreason/checkpoint.py:", "rlreason/storage.py:", "rlreason/sampling.py:Harvest.save"]
+ROLES = {  # who dies -> its command line, the module from whose import on it is watched, and where; see `dies`
+    "driver": ("-m rlreason", "rlreason.worker", [
+        "rlreason/body.py:Learners.publish", "rlreason/history.py:History.load", "rlreason/fleet.py:Rollouts.load",
+        "rlreason/fleet.py:Rollouts._load", "rlreason/body.py:Learners.save", "rlreason/body.py:Learners._commit",
+        "rlreason/checkpoint.py:", "rlreason/storage.py:"]),
+    "learner": ("default_worker.py", "rlreason.meeting", [
+        "rlreason/learner.py:Learner.publish", "rlreason/weights.py:Publisher.publish", "rlreason/weights.py:Publisher._shm",
+        "rlreason/learner.py:Learner.save", "deepspeed/runtime/engine.py:DeepSpeedEngine.save_checkpoint",
+        "deepspeed/runtime/engine.py:DeepSpeedEngine._save_checkpoint", "torch/serialization.py:_save",
+        "rlreason/learner.py:Learner.export", "transformers/modeling_utils.py:PreTrainedModel.save_pretrained"]),
+    "engine": ("default_worker.py", "rlreason.rewards.pool", [
+        "rlreason/rollout.py:Rollout.load", "rlreason/weights.py:register.<locals>.Engine", "rlreason/weights.py:read",
+        "rlreason/weights.py:_assert_whole"]),
+}  # fmt: skip
+PUBLISHING = ("Learner.publish", "Publisher", "Learners.publish", "History", "Rollouts")  # functions; the others save
+ROUNDS = 3  # a process dies in the first, second or third publication of its life, or what follows it
 
 
 # ---- without engines: every line, in processes that are forked ----
@@ -128,7 +132,7 @@ def _harvested(out: Path) -> Config:
     return config
 
 
-def every_line(folder: Path, stride: int = 1, where: Sequence[str] = DRIVER) -> dict[str, int]:
+def every_line(folder: Path, stride: int = 1, where: Sequence[str] = WRITING) -> dict[str, int]:
     """Die at every line, or each `stride`-th, of `where` that the two above come to.
 
     Returns how many. Each time what is left is the last step that was committed, or the one that was being, and what comes of
@@ -138,31 +142,29 @@ def every_line(folder: Path, stride: int = 1, where: Sequence[str] = DRIVER) -> 
     for work, left in ((train, train_left), (harvest, harvest_left)):
         whole = folder / work.__name__ / "whole"
         whole.mkdir(parents=True)
-        assert _forked(work, whole, 0, where, folder)[0] == 0
+        assert _forked(work, whole, 0, where)[0] == 0
         for point in count(1, stride):
             out = folder / work.__name__ / str(point)
             out.mkdir()
-            code, told = _forked(work, out, point, where, folder)
+            code, told = _forked(work, out, point, where)
             if code == 0:
                 break
             assert code == -signal.SIGKILL, code
             assert left(out) in (told, told + 1), f"{work.__name__} died at line {point}, after {told}: {left(out)} is left"
-            assert _forked(work, out, 0, where, folder)[0] == 0
+            assert _forked(work, out, 0, where)[0] == 0
             assert _files(out) == _files(whole), f"{work.__name__} died at line {point}"
             total += 1
     return {"points": total}
 
 
-def _forked(
-    work: Callable[[Path, Callable[[int], None]], None], out: Path, at: int, where: Sequence[str], folder: Path
-) -> tuple[int, int]:
+def _forked(work: Callable[[Path, Callable[[int], None]], None], out: Path, at: int, where: Sequence[str]) -> tuple[int, int]:
     """Run `work` in a process of its own that dies at a line; returns its end, and the last step that it said was done."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         code = 1
         try:
             if at:
-                dies.watch(where, at, folder / "lines")
+                dies.watch(where, dies.nth(at))
             work(out, lambda version: os.write(write, bytes([version])) and None)
             code = 0
         finally:
@@ -187,64 +189,114 @@ def _files(out: Path) -> dict[str, bytes | str]:
 # ---- a real run ----
 
 
-@dataclass
-class Death:
-    line: str  # the first such, and there it died
-    before: int  # the committed step that it went on from
-    after: int  # the one that was there when it was dead
-    seconds: float
+Start = Callable[[dict[str, str]], "subprocess.Popen[str]"]
 
 
 @dataclass
 class Deaths:
-    all: list[Death] = field(default_factory=list)
-    seconds: float = 0.0  # of everything
+    lines: list[str]  # in order
+    recovery: list[float]  # seconds from a death to the next useful work; not of those that another death came before
+    lost: str  # work that had to be done again
+
+    def __str__(self) -> str:
+        published = sum(map(publishes, self.lines))
+        parts = f"{published} publishing, {len(self.lines) - published} saving" if published else "all loading"
+        return (f"{len(self.lines)} deaths at as many lines ({parts}), back after {median(self.recovery):.1f} s, at worst "
+                f"{max(self.recovery):.1f} s")  # fmt: skip
 
 
-def lines(command: Callable[[dict[str, str]], subprocess.Popen[str]], place: str, log: Path) -> list[str]:
-    """Every distinct line that a run comes to at `place`, in order: the points at which it may die."""
-    process = command(armed(place, "", log))
-    text = process.communicate()[0]
-    assert process.returncode == 0, text
-    return list(dict.fromkeys(line.partition(" ")[2] for line in log.read_text().splitlines()))
-
-
-def armed(place: str, at: str, log: Path) -> dict[str, str]:
-    """The environment of a run that dies at the line `at` of `place`, or nowhere."""
-    process, where, after = PLACES[place]
-    said = {"process": process, "where": where, "after": after, "at": at, "log": str(log)}
+def armed(folder: Path, **points: Sequence[str] | None) -> dict[str, str]:
+    """The environment of a run in which those of a role die at `points`: each at the first line of them that nobody has
+    died at. None kills nobody, and lists the lines that are come to, in `folder`."""
+    orders: list[dict[str, Any]] = []
+    for role, lines in points.items():
+        process, module, where = ROLES[role]
+        (folder / role / "deaths").mkdir(parents=True, exist_ok=True)
+        orders.append({"process": process, "module": module, "where": where, "points": lines, "rounds": ROUNDS,
+                       "folder": str(folder / role)})  # fmt: skip
     path = os.pathsep.join(map(str, (HERE / "armed", HERE, HERE.parent / "e2e", os.environ.get("PYTHONPATH", ""))))
-    return {dies.VARIABLE: json.dumps(said), "PYTHONPATH": path}
+    return {dies.VARIABLE: json.dumps(orders), "PYTHONPATH": path}
 
 
-def chain(
-    command: Callable[[dict[str, str]], subprocess.Popen[str]], out: Path, place: str, points: Sequence[str], log: Path
-) -> Deaths:  # fmt: skip
-    """Start a run again and again, each time to die at one of `points`, and then let it end. Where it is not the driver
-    that dies the run may live on, and end: then the next start finds it done, and the rest of the points are left out.
+def lines(folder: Path, role: str, publishing: int, others: int) -> list[str]:
+    """Of the lines that were listed so many that publish, and so many of the others, evenly over all of them."""
+    found = list(dict.fromkeys((folder / role / "lines").read_text().splitlines()))
+    published = [line for line in found if publishes(line)]
+    rest = [line for line in found if not publishes(line)]
+    return [part[i * len(part) // many] for part, many in ((published, publishing), (rest, others)) for i in range(many)]
 
-    Raises `AssertionError` if what a death leaves is not the committed step that was there before it, or a later one.
+
+def publishes(line: str) -> bool:
+    return line.partition(" ")[2].startswith(PUBLISHING)
+
+
+def died(folder: Path, role: str) -> list[tuple[float, str]]:
+    """When those of a role died, by the wall clock, and where."""
+    return sorted((float(path.read_text()), path.name) for path in (folder / role / "deaths").iterdir())
+
+
+def restarted(start: Start, out: Path, folder: Path, points: Sequence[str]) -> Deaths:
+    """Start a run again and again until it ends; each time the driver dies at another of `points`.
+
+    Raises `AssertionError` if what a death leaves is not the committed step that was there before it, or a later one; if
+    the next start goes on from anything else; or if the ledger does not add up.
     """
-    deaths, began = Deaths(), time.monotonic()
-    for number, at in enumerate(points):
-        before, started, seen = committed(out), time.monotonic(), log.with_name(f"{log.name}-{number}")
-        process = command(armed(place, at, seen))
-        try:
-            text = process.communicate(timeout=300)[0]
-        finally:
-            bury(process, seen)
-        if not seen.exists():  # it was done
-            assert process.returncode == 0, text
+    environment, before, left = armed(folder, driver=points), 0, list[int]()
+    for number in count(1):
+        process = start(environment)
+        text = ended(process, folder)
+        if process.returncode == 0:
             break
-        assert seen.read_text().splitlines()[-1].endswith(f" {at}"), f"it did not die at {at}: {process.returncode}: {text}"
-        after = committed(out)
-        assert after >= before, f"died at {at}: v{before} was committed, and v{after} is what is left"
-        deaths.all.append(Death(at, before, after, time.monotonic() - started))
-    process = command({})
-    text = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, text
-    deaths.seconds = time.monotonic() - began
-    return deaths
+        assert process.returncode == -signal.SIGKILL, f"exit {process.returncode}: {text}"
+        assert len(died(folder, "driver")) == number, f"killed by somebody else: {text}"
+        at = died(folder, "driver")[-1][1]
+        left.append(committed(out))
+        assert left[-1] >= before, f"died at {at}: v{before} was committed, and v{left[-1]} is what is left"
+        assert not (wrong := ledger.audit(out).wrong), f"died at {at}: {wrong}"
+        assert len(rows(out, "metrics")) - left[-1] <= 1, f"died at {at}, {len(rows(out, 'metrics'))} steps were taken"
+        before = left[-1]
+    starts = [row for row in rows(out, "events") if row["event"] == "start"]
+    assert [row["step"] for row in starts] == [0, *left], f"{left} was committed, and gone on from: {starts}"
+    return _deaths(folder, "driver", out, [row["at"] for row in starts], "at most 1 step a death")
+
+
+def replaced(start: Start, out: Path, folder: Path, role: str, points: Sequence[str]) -> Deaths:
+    """One run, in which one process of a role after the other dies at another of `points`, and is replaced.
+
+    Raises `AssertionError` if one was not, or the run went on from anything but a committed step.
+    """
+    process = start(armed(folder, **{role: points}))
+    text = ended(process, folder)
+    assert process.returncode == 0, f"exit {process.returncode}: {text}"
+    name = {"learner": "learners", "engine": "engine"}[role]
+    told = [row for row in rows(out, "events") if row["event"] in ("start", name)]
+    lost = [i for i, row in enumerate(told) if row.get("what") == "lost"]
+    assert len(lost) == len(died(folder, role)), told
+    assert all("SIGKILL" in told[i]["why"] for i in lost), told
+    again = 0
+    if role == "learner":
+        for i in lost:
+            at, gone_on = told[i], told[i + 1]
+            assert (gone_on["event"], gone_on["step"]) == ("start", at["committed"]), (at, gone_on)
+            assert at["step"] - 1 <= at["committed"] <= at["step"], f"more than the step that it died in was lost: {at}"
+            again += at["step"] - at["committed"]
+    back = [row["at"] for row in told if row.get("what") == "back"]
+    return _deaths(folder, role, out, back, f"{again} steps in {len(lost)} deaths" if again else "none")
+
+
+def _deaths(folder: Path, role: str, out: Path, back: list[float], lost: str) -> Deaths:
+    assert not (wrong := ledger.audit(out).wrong), wrong
+    assert not (bad := [row for row in rows(out, "events") if row["event"] == "damaged"]), bad
+    assert [row["step"] for row in rows(out, "metrics")] == [*range(1, committed(out) + 1)]
+    deaths = died(folder, role)
+    recovery = []
+    for (at, _), (following, _) in zip(deaths, [*deaths[1:], (float("inf"), "")], strict=True):
+        recovery += [useful - at for useful in back if at < useful < following][:1]
+    return Deaths([line for _, line in deaths], recovery, lost)
+
+
+def rows(out: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
 
 
 def committed(out: Path) -> int:
@@ -259,7 +311,15 @@ def committed(out: Path) -> int:
     return int(folders[0].name[1:])
 
 
-def bury(process: subprocess.Popen[str], log: Path) -> None:
+def ended(process: subprocess.Popen[str], folder: Path, seconds: float = 600) -> str:
+    """What a run that was `armed` has printed when it has ended, and nothing is left of it."""
+    try:
+        return str(process.communicate(timeout=seconds)[0])
+    finally:
+        bury(process, folder)
+
+
+def bury(process: subprocess.Popen[str], folder: Path) -> None:
     """Kill a run and whatever it left behind, known by the order to die that it was started with: processes that lost
     their parent are nobody's children."""
     process.kill()
@@ -267,7 +327,7 @@ def bury(process: subprocess.Popen[str], log: Path) -> None:
     left = []
     for one in psutil.process_iter():
         try:
-            if f'"{log}"' in one.environ().get(dies.VARIABLE, ""):
+            if f'"{folder}/' in one.environ().get(dies.VARIABLE, ""):
                 one.kill()
                 left.append(one)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
