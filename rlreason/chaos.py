@@ -48,10 +48,6 @@ class Chaos:
         self.every = rates(config.every)
         self.clocks: list[asyncio.Task[None]] = []
 
-    @property
-    def on(self) -> bool:
-        return bool(self.every or any(self.chances.values()))
-
     def __enter__(self) -> Chaos:
         self.start()
         return self

@@ -12,10 +12,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import psutil
 
@@ -69,7 +71,7 @@ class Lines:
 
     def write(self) -> OSError | None:
         with self.lock:
-            while self.waiting:
+            while self.waiting and self.file >= 0:
                 end = os.fstat(self.file).st_size
                 try:
                     if os.write(self.file, self.waiting[0]) < len(self.waiting[0]):
@@ -100,8 +102,10 @@ class Lines:
 
     def close(self) -> None:
         """Raises `StorageError` if there are lines that could not be written to the end."""
-        error = self.write()
-        os.close(self.file)
+        with self.lock:
+            error = self.write()
+            os.close(self.file)
+            self.file = -1  # W&B's thread may outlive this, and the number soon is another file's
         if error:
             raise StorageError(f"{self.path}: {len(self.waiting)} lines could not be written: {error}")
 
@@ -178,12 +182,25 @@ class Journal:
             "peak_rss_bytes": self.peak_rss,
         }
 
-    def close(self) -> None:
-        """Raises `StorageError` if something could not be written to the end."""
+    def close(self, patience: float = 60.0) -> None:
+        """Raises `StorageError` if something could not be written to the end. W&B is waited for, `patience` seconds."""
         if self.wandb:
-            self.wandb.close()
-        for lines in (self.metrics, self.ledger, self.events):
-            lines.close()
+            self.wandb.close(patience)
+        with ExitStack() as stack:  # each is closed, whatever becomes of the others
+            for lines in (self.metrics, self.ledger, self.events):
+                stack.callback(lines.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close(5.0)  # the end of a run that was asked to stop, or failed, is not to wait for a service
+        except StorageError as full:  # what ended the run is told after this
+            print(f"rlreason: {full}", file=sys.stderr)
 
     def rows(self) -> list[dict[str, Any]]:
         return self.metrics.read()

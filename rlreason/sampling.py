@@ -125,8 +125,7 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
         left = islice(tasks.stream(harvest.cursor), max(0, wanted - harvest.cursor))
     steps = math.ceil(wanted / config.loop.groups)
     loop: LoopConfig = replace(config.loop, samples=samples, steps=steps, save_every=1)
-    with Display(name, steps) as display, stopping() as stop:
-        journal = Journal(config)
+    with Display(name, steps) as display, stopping() as stop, Journal(config) as journal:
         journal.back_to(harvest.version)
         journal.event("start", step=harvest.version, resumed=harvest.version > 0)
         if harvest.damaged:
@@ -164,7 +163,6 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
         result = evaluate.evaluation(harvest.written(), config.eval.k if config.kind == "eval" else [1], config.seed)
         summary = _finish(config, harvest, result, wanted, source) | journal.totals(began, begin, harvest.version)
         journal.event("end", step=harvest.version)
-        journal.close()
         display.say(f"{summary['told']}; {duration(summary['seconds'])}")
         if config.kind == "eval":
             display.table(evaluate.table(result))

@@ -61,8 +61,8 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
     out = Path(config.out)
     path, made = model.directory(config.model, out), model.is_made(config.model)
     learning, answering = config.learner.workers, config.rollout.workers if not recorded or tasks.held_out else 0
-    journal, losses = Journal(config), Losses(config.recovery.retries)
-    with Display(name, config.loop.steps) as display, stopping() as stop:
+    losses = Losses(config.recovery.retries)
+    with Display(name, config.loop.steps) as display, stopping() as stop, Journal(config) as journal:
 
         def say(event: str, text: str, **details: Any) -> None:
             journal.event(event, **details)
@@ -73,9 +73,7 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
             starting = cluster.start(config, path, made, learning, answering, say)
             learners, rollouts = await unless(stop, stack.enter_async_context(starting), "starting")
             answers = await stack.enter_async_context(_answers(config, path, rollouts))
-            chaos = Chaos(config.chaos, cluster.roles(learners, rollouts), journal.count("chaos"), say)
-            stack.callback(chaos.end)
-            chaos.start()
+            chaos = stack.enter_context(Chaos(config.chaos, cluster.roles(learners, rollouts), journal.count("chaos"), say))
             life = Life(config, tasks, learners, rollouts, answers, journal, display, stop, say, chaos, losses)
             while True:
                 try:
@@ -84,7 +82,7 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
                     manifest.amend(out, weights=held | {"end": await learners.digest()})
                     break
                 except Lost as lost:
-                    found = checkpoint.newest(out / "checkpoints")
+                    found = _newest(out, say)
                     at = found.state["version"] if found else 0
                     say("learners", f"{lost}\nall learners are put together again, and go on from step {at}", what="lost",
                         name=lost.name, why=lost.why, step=learners.version, committed=at)  # fmt: skip
@@ -96,7 +94,6 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
             say("regression", f"worse than before: {one}", domain=one.domain)
         journal.event("end", step=learners.version)
         summary = journal.totals(began, begin, learners.version) | _told(out, exams, worse, learners.version)
-        journal.close()
         display.say(f"{summary['steps']} steps in {duration(summary['seconds'])}; the model is in {summary['model']}")
     return summary
 
@@ -122,9 +119,7 @@ class Life:
         config, out, learners, journal = self.config, Path(self.config.out), self.learners, self.journal
         recorded = config.algorithm.answers == "recorded"
         state: dict[str, Any] = {"cursor": 0}
-        if found := checkpoint.newest(out / "checkpoints"):
-            for damage in found.damaged:
-                self.say("damaged", f"{damage}; it is moved aside, and an older checkpoint is taken", what=damage)
+        if found := _newest(out, self.say):
             state = await learners.restore(found.folder)
             for mended in checkpoint.tidy(out, learners.version, config.loop.keep):
                 journal.event("tidied", step=learners.version, what=mended)
@@ -196,6 +191,13 @@ class Life:
     def _unsaved(self, error: StorageError) -> None:
         self._said("unsaved", f"no checkpoint of step {self.learners.version}: {error}\ntraining goes on, and the older ones "
                               "are as they were", why=str(error))  # fmt: skip
+
+
+def _newest(out: Path, say: Callable[..., None]) -> checkpoint.Found | None:
+    found = checkpoint.newest(out / "checkpoints")
+    for damage in found.damaged if found else ():
+        say("damaged", f"{damage}; it is moved aside, and an older checkpoint is taken", what=damage)
+    return found
 
 
 def _told(out: Path, exams: Exams, worse: list[Regression], version: int) -> dict[str, Any]:

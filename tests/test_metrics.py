@@ -223,3 +223,12 @@ def test_wandb_offline(tmp_path, groups, monkeypatch):
         time.sleep(0.1)
     assert not (tmp_path / "events.jsonl").read_text()
     assert not [p for p in psutil.Process().children(recursive=True) if "wandb" in p.name()], "its service has ended"
+
+
+def test_a_journal_is_closed_whatever_ends_the_run(tmp_path):
+    with pytest.raises(RuntimeError, match="the run"), Journal(Config(model="m", out=str(tmp_path))) as journal:
+        journal.event("start")
+        raise RuntimeError("the run")
+    assert json.loads((tmp_path / "events.jsonl").read_text())["event"] == "start"
+    journal.event("late")  # W&B's thread may outlive the run
+    assert "late" not in (tmp_path / "events.jsonl").read_text()
