@@ -71,7 +71,7 @@ def rows(out: Path) -> list[dict]:
 
 def under_faults(folder: Path) -> Seen:
     out, began = folder / "run", time.monotonic()
-    arguments = ("train", "recipes/quickstart.yaml", f"out={out}", "loop.save_every=5")
+    arguments = ("train", "recipes/quickstart.yaml", f"out={out}", "cold.loop.save_every=20", "reason.loop.save_every=1")
     engine, learner, driver = times(ENGINE), times(LEARNER), iter([*DRIVER, float("inf")])
     due = {"rollout": next(engine), "learner": next(learner), "driver": next(driver)}
     killed = dict.fromkeys(due, 0)
