@@ -226,9 +226,15 @@ def test_wandb_offline(tmp_path, groups, monkeypatch):
 
 
 def test_a_journal_is_closed_whatever_ends_the_run(tmp_path):
-    with pytest.raises(RuntimeError, match="the run"), Journal(Config(model="m", out=str(tmp_path))) as journal:
-        journal.event("start")
-        raise RuntimeError("the run")
+    journal = Journal(Config(model="m", out=str(tmp_path)))
+
+    def run():
+        with journal:
+            journal.event("start")
+            raise RuntimeError("the run")
+
+    with pytest.raises(RuntimeError, match="the run"):
+        run()
     assert json.loads((tmp_path / "events.jsonl").read_text())["event"] == "start"
     journal.event("late")  # W&B's thread may outlive the run
     assert "late" not in (tmp_path / "events.jsonl").read_text()
