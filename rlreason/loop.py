@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rlreason.config import LoopConfig
@@ -67,6 +67,78 @@ class Account:
     pending: list[str]  # being answered, oldest first
 
 
+class Pending:
+    """The groups that are being answered, oldest first."""
+
+    def __init__(self, tasks: Iterator[Task], ask: Callable[[Task], Coroutine[Any, Any, Group]]):
+        self.tasks, self.ask = tasks, ask
+        self.queue: deque[tuple[str, asyncio.Task[Group]]] = deque()
+        self.asked = 0  # tasks so far
+        self.ended = False  # there are no more tasks
+
+    def fill(self, size: int) -> None:
+        """Ask until so many are in flight."""
+        while len(self.queue) < size and not self.ended:
+            if (task := next(self.tasks, None)) is None:
+                self.ended = True
+            else:
+                self.queue.append((task.id, asyncio.create_task(self.ask(task))))
+                self.asked += 1
+
+    async def take(self, stop: Callable[[], bool]) -> tuple[str, Group] | None:
+        """The oldest, with its task's id; None if the run is asked to stop first."""
+        name, answer = self.queue[0]
+        while not answer.done():
+            if stop():
+                return None
+            await asyncio.wait({answer}, timeout=PATIENCE)
+        group = answer.result()
+        self.queue.popleft()
+        return name, group
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.queue]
+
+    async def drop(self) -> None:
+        for _, answer in self.queue:
+            answer.cancel()
+        await asyncio.gather(*(answer for _, answer in self.queue), return_exceptions=True)
+
+
+@dataclass
+class Collected:
+    """What was consumed for one step."""
+
+    batch: list[Group] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)  # task -> the reason
+    taken: list[str] = field(default_factory=list)  # the tasks of both, in order
+
+
+async def collect(
+    config: LoopConfig, pending: Pending, keep: Callable[[Group], bool], stop: Callable[[], bool]
+) -> Collected:  # fmt: skip
+    """A step's worth of groups that are kept; fewer where the tasks end, or the run is asked to stop."""
+    found, fruitless = Collected(), 0
+    while len(found.batch) < config.groups and not stop():
+        pending.fill((config.max_lag + 1) * config.groups - len(found.batch))
+        if not pending.queue or (oldest := await pending.take(stop)) is None:
+            break
+        name, group = oldest
+        found.taken.append(name)
+        if group.samples and keep(group):
+            found.batch.append(group)
+            fruitless = 0
+            continue
+        found.dropped[name] = "not kept" if group.judged() else "not judged" if group.samples else "prompt too long"
+        fruitless += 1
+        if fruitless > FRUITLESS * config.groups:
+            raise RolloutError(
+                f"the last {fruitless} groups were all dropped, so there is nothing to learn from: no answer could be judged, "
+                "no prompt fits tasks.max_prompt, or (algorithm.keep: differ) all answers to a task earn the same"
+            )
+    return found
+
+
 async def train(
     config: LoopConfig,
     tasks: Iterator[Task],
@@ -88,62 +160,30 @@ async def train(
     `unsaved`'s to tell, and training goes on; but for the last one, or where there is no such function. `elapsed`:
     seconds that the run has trained before.
 
-    `pending` holds the groups being answered, oldest first. It is topped up to `max_lag + 1` steps' worth and
-    consumed in order, so a group waits behind at most `max_lag` steps: that is the whole staleness bound. With
-    `max_lag = 0` nothing is in flight while the learner steps, and training is exactly on-policy.
+    `Pending` is topped up to `max_lag + 1` steps' worth and consumed in order, so a group waits behind at most `max_lag`
+    steps: that is the whole staleness bound. With `max_lag = 0` nothing is in flight while the learner steps, and
+    training is exactly on-policy.
     """
-    window = (config.max_lag + 1) * config.groups
-    pending: deque[tuple[str, asyncio.Task[Group]]] = deque()
+    pending = Pending(tasks, lambda task: rollout.sample(task, config.samples))
     owed: list[str] = []  # tasks that were asked, and that a run that goes on from here has to ask again
-    phases, saved, ended, asked = Phases(elapsed), learner.version, False, cursor
+    phases, saved, begin = Phases(elapsed), learner.version, cursor
     try:
-        while learner.version < config.steps and not (stop() or (ended and not pending)):
-            batch: list[Group] = []
-            dropped: dict[str, str] = {}
-            taken: list[str] = []
-            begin, fruitless = cursor, 0
-            while len(batch) < config.groups and not stop():
-                while len(batch) + len(pending) < window and not ended:
-                    if (fresh := next(tasks, None)) is None:
-                        ended = True
-                    else:
-                        pending.append((fresh.id, asyncio.create_task(rollout.sample(fresh, config.samples))))
-                        asked += 1
-                if not pending:
-                    break
-                name, answer = pending[0]
-                if not answer.done():
-                    await asyncio.wait({answer}, timeout=PATIENCE)  # and a look at whether to stop
-                    continue
-                group = answer.result()
-                pending.popleft()
-                taken.append(name)
-                cursor += 1
-                assert asked == cursor + len(pending), "every task that is asked is trained on, dropped or pending"
-                if group.samples and keep(group):
-                    batch.append(group)
-                    fruitless = 0
-                    continue
-                dropped[name] = "not kept" if group.judged() else "not judged" if group.samples else "prompt too long"
-                fruitless += 1
-                if fruitless > FRUITLESS * config.groups:
-                    raise RolloutError(
-                        f"the last {fruitless} groups were all dropped, so there is nothing to learn from: no answer could "
-                        "be judged, no prompt fits tasks.max_prompt, or (algorithm.keep: differ) all answers to a task "
-                        "earn the same"
-                    )
-            if not batch or (len(batch) < config.groups and (pending or not ended)):  # stopped midway: asked again
-                cursor, owed = begin, [*taken, *(name for name, _ in pending)]
+        while learner.version < config.steps and not (stop() or (pending.ended and not pending.queue)):
+            found = await collect(config, pending, keep, stop)
+            batch, whole = found.batch, pending.ended and not pending.queue
+            if not batch or (len(batch) < config.groups and not whole):  # stopped midway: asked again
+                owed = [*found.taken, *pending.names()]
                 break
+            cursor, owed = cursor + len(found.taken), pending.names()
+            assert begin + pending.asked == cursor + len(owed), "every task asked is trained on, dropped or pending"
             phases.end("rollout")
             lag = learner.version - min(s.version for g in batch for s in g.samples)
             metrics = await learner.step(batch)
             phases.end("train")
             await rollout.load(await learner.publish(), learner.version)
             phases.end("sync")
-            owed = [name for name, _ in pending]
-            account(learner.version, Account([group.task.id for group in batch], dropped, owed))
-            log(learner.version, batch, metrics | {"lag": lag, "dropped": len(dropped)} | phases.lap())
+            account(learner.version, Account([group.task.id for group in batch], found.dropped, owed))
+            log(learner.version, batch, metrics | {"lag": lag, "dropped": len(found.dropped)} | phases.lap())
             phases.end("log")
             if config.save_every and learner.version % config.save_every == 0:  # after its line is written, which it covers
                 try:
@@ -158,6 +198,4 @@ async def train(
             await learner.save(cursor, owed)
         return cursor
     finally:
-        for _, answer in pending:
-            answer.cancel()
-        await asyncio.gather(*(answer for _, answer in pending), return_exceptions=True)
+        await pending.drop()
