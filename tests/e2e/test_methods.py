@@ -120,9 +120,17 @@ print(json.dumps(found))
 """
 
 
+# A process that ends with gloo's threads still running may be aborted by them ("terminate called without an active exception").
+END = """
+sys.stdout.flush()
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
 def start(script: str, model, out, teacher, rank: int, world: int, port: int, *more: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", COMMON + script, str(model), str(out), str(teacher), str(rank), str(world),
+        [sys.executable, "-c", COMMON + script + END, str(model), str(out), str(teacher), str(rank), str(world),
          f"127.0.0.1:{port}", *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
