@@ -17,6 +17,7 @@ from pathlib import Path
 
 ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # idle processes that nobody uses: ours have an environment of their own
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes 127.0.0.1 for this node's outward address, and listens there
 }
 FOREIGN = (

@@ -28,12 +28,12 @@ def fits_padded(lengths: Sequence[int], budget: int) -> int:
     """How many of `lengths`, longest first, make the next micro-batch where each has a row, and pads to the longest.
 
     At most `budget` tokens, padding included (a longer sample goes alone). One that would pad a micro-batch of some
-    size beyond a tenth opens the next.
+    size beyond a twentieth opens the next: small ones cost a CPU nothing, and fit its caches.
     """
     real = 0
     for count, length in enumerate(lengths):
         area, real = lengths[0] * (count + 1), real + length
-        if count and (area > budget or (area > budget / 8 and real < 0.9 * area)):
+        if count and (area > budget or (area > budget / 16 and real < 0.95 * area)):
             return count
     return len(lengths)
 

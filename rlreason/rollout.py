@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
 import numpy as np
-from vllm import EngineArgs, LLMEngine, SamplingParams, TokensPrompt
-from vllm.config import WeightTransferConfig
+from vllm import EngineArgs, LLMEngine, SamplingParams, TokensPrompt, envs
+from vllm.config import ModelConfig, WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
 
 from rlreason import pulse
@@ -24,12 +25,23 @@ from rlreason.weights import Gone, Handle, register
 Wave = tuple[int, int, int]  # its number, this request's place in it, and how many requests it has
 
 
+SEQUENCES = 256  # that a CPU engine writes at a time
+CONTEXT = 6  # tokens of a prompt that say how its answer's first ones are spelt
+BLOCK = 128  # tokens of a block of its cache: what vLLM takes there
+
+
 class Forgotten(Exception):
     """Nobody waits for this answer any more."""
 
 
 class WeightsDiffer(Exception):
     """An engine answers with other weights than the learner published."""
+
+
+def _bytes_a_token(about: ModelConfig) -> int:
+    """Of the cache, in float32."""
+    heads: int = about.get_total_num_kv_heads()
+    return 2 * 4 * about.hf_text_config.num_hidden_layers * heads * about.get_head_size()
 
 
 class Rollout:
@@ -45,16 +57,21 @@ class Rollout:
         self.pool = Pool(config.rewards, config.tasks.reward)  # its processes start while the engine loads
         gpu = device == "cuda"
         wanted = max(64, config.tasks.max_prompt + config.rollout.max_tokens)  # 64: room for the learner's canary
+        about = EngineArgs(model=model, trust_remote_code=config.trust_remote_code).create_model_config()
         defaults: dict[str, Any] = {
             "dtype": "bfloat16" if gpu else "float32",
             "enforce_eager": not gpu,
-            "max_model_len": min(
-                wanted, EngineArgs(model=model, trust_remote_code=config.trust_remote_code).create_model_config().max_model_len
-            ),
+            "max_model_len": min(wanted, about.max_model_len),
             "enable_sleep_mode": share,
         }
         if share:
             defaults["gpu_memory_utilization"] = 0.4
+        if not gpu:
+            defaults |= {"max_num_seqs": SEQUENCES, "block_size": BLOCK}
+            asked = defaults | config.rollout.vllm
+            blocks = asked["max_num_seqs"] * -(-asked["max_model_len"] // asked["block_size"]) + 1  # vLLM keeps one
+            if blocks * asked["block_size"] * _bytes_a_token(about) < envs.VLLM_CPU_KVCACHE_SPACE << 30:
+                defaults["num_gpu_blocks_override"] = blocks  # else all of that space is filled with zeros
         args = EngineArgs(
             model=model,
             trust_remote_code=config.trust_remote_code,
@@ -105,6 +122,7 @@ class Rollout:
             stop=rollout.stop,
             logprobs=0,
             seed=crc32(f"{self.config.seed}/{task.id}/{version}".encode()),
+            detokenize=bool(rollout.stop),  # token by token takes an eighth of a small model's time; else see `_text`
             skip_special_tokens=True,
             output_kind=RequestOutputKind.FINAL_ONLY,  # else each of the n arrives in an output of its own
         )
@@ -170,7 +188,8 @@ class Rollout:
         if self.pump:
             self.pump.cancel()
         await self.pool.close()
-        self.engine.engine_core.shutdown()
+        if self.engine.vllm_config.parallel_config.world_size > 1:  # else nothing is left once this process has ended
+            self.engine.engine_core.shutdown()
 
     def _compare(self, canary: dict[str, Any], seen: list[float], kind: str) -> None:
         gap = float(np.abs(np.array(seen[1:]) - np.array(canary["logprobs"][1:])).mean())
@@ -226,14 +245,24 @@ class Rollout:
             self.answers.clear()
             raise
 
+    def _text(self, prompt: list[int], ids: Sequence[int]) -> str:
+        """What `ids` say after `prompt`: some tokenizers drop the space before the first word of a text."""
+        before = prompt[-CONTEXT:]
+        said, whole = (
+            self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for tokens in (before, [*before, *ids])
+        )
+        return str(whole[len(said) :])
+
     async def _judged(self, task: Task, prompt: list[int], answer: Any, version: int) -> Sample:
         ids = answer.token_ids
         tokens = np.array([*prompt, *ids], np.int32)
         logprobs = np.zeros(len(tokens), np.float32)
         logprobs[len(prompt) :] = [places[t].logprob for t, places in zip(ids, answer.logprobs, strict=True)]
         truncated = answer.finish_reason == "length"
+        text = answer.text if self.config.rollout.stop else self._text(prompt, ids[: None if truncated else -1])
         reward, parts, failures = await self.pool.judge(
-            task, answer.text, self.config.tasks.reward,
+            task, text, self.config.tasks.reward,
             length=len(ids), limit=self.config.rollout.max_tokens, truncated=truncated,
         )  # fmt: skip
         pulse.beat("judging")
@@ -241,7 +270,7 @@ class Rollout:
             tokens=tokens,
             mask=np.arange(len(tokens)) >= len(prompt),
             logprobs=logprobs,
-            text=answer.text,
+            text=text,
             version=version,
             truncated=truncated,
             reward=reward,

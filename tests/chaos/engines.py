@@ -13,7 +13,7 @@ from world import Running, by_test
 
 LONG = ("loop.groups=16", "loop.samples=8", "rollout.max_tokens=100", "loop.steps=30")  # nearly all the time is rollouts
 IMITATION = ("algorithm.answers=recorded", "algorithm.loss=nll", "loop.samples=1", "loop.groups=16", "eval.tasks=16",
-             "loop.steps=400", "loop.save_every=100")  # fmt: skip
+             "loop.steps=2000", "loop.save_every=500")  # fmt: skip
 
 
 def back(run: Running, name: str) -> dict:
@@ -29,7 +29,7 @@ def killed_while_idle(folder: Path) -> Seen:
     struck = run.strike("rollout-1")
     run.until(lambda: run.events("engine", name="rollout-1", what="lost"))
     noticed = run.events("engine", name="rollout-1", what="lost")[0]["at"] - struck
-    run.whole(400)
+    run.whole(2000)
     assert noticed < 5
     assert run.events("evaluation", when="after")
     return Seen(f"noticed after {noticed:.1f} s; the examination had both engines", back(run, "rollout-1")["up"], "none")

@@ -62,6 +62,9 @@ async def main():
     again = await five(99)
     told["repeats"] = all((a.logprobs == b.logprobs).all() and a.text == b.text
                           for g, h in zip(groups, again) for a, b in zip(g.samples, h.samples))
+    config.rollout.stop = ["never said"]  # so that vLLM spells the text, token by token
+    told["spelt"] = [a.text == b.text for g, h in zip(groups, await five(99)) for a, b in zip(g.samples, h.samples)]
+    config.rollout.stop = []
     odd = [Task("chat", [{"role": "user", "content": "x"}]), Task("ok", "abc", "1")]  # no template: its wave goes on
     both = await asyncio.gather(*(rollout.sample(t, 1, (100, i, 2)) for i, t in enumerate(odd)), return_exceptions=True)
     told["odd"] = [type(both[0]).__name__, len(both[1].samples)]
@@ -161,6 +164,7 @@ def test_an_engine_answers_with_the_weights_it_was_given(scripts, family):
     assert told["gap"] < 1e-5
     assert told["answers"] == 60
     assert told["repeats"], "the same wave under the same weights has to give the same bits"
+    assert all(told["spelt"]), "what is decoded at the end is what vLLM spells token by token"
     assert told["odd"] == ["ValueError", 1]
     assert told["too long"] == 0
     assert told["in flight"] > 0
