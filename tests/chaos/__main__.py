@@ -1,12 +1,13 @@
 """`make chaos`: every case of the catalogue, and one table of what was seen; `python tests/chaos 28 45` runs only these.
 
-The table is written into docs/reliability.md when all cases were run.
+The table is written into docs/reliability.md; of some cases their rows in it, where `--page` stands before the numbers.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -71,44 +72,60 @@ def cold_start() -> float:
     return seconds
 
 
-def table(results: list[Result], cold: float) -> list[str]:
-    lines = ["| # | fault | expected | seen | time to recover | work lost |", "|---|---|---|---|---|---|"]
-    for result in results:
-        seen = result.seen or Seen(f"**not as expected**: {result.problem[:200]}")
-        recovery = "" if seen.recovery is None else f"{seen.recovery:.1f} s ({seen.recovery / cold:.2f} ×)"
-        cells = [str(result.case.number), result.case.fault, result.case.expected, seen.text, recovery, seen.lost]
-        lines.append("| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |")
-    return lines
+def row(result: Result, cold: float) -> str:
+    seen = result.seen or Seen(f"**not as expected**: {result.problem[:200]}")
+    recovery = "" if seen.recovery is None else f"{seen.recovery:.1f} s ({seen.recovery / cold:.2f} ×)"
+    cells = [str(result.case.number), result.case.fault, result.case.expected, seen.text, recovery, seen.lost]
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
-def write(results: list[Result], seconds: float, cold: float) -> None:
-    """Into the page, between its two marks."""
+def key(line: str) -> str:
+    """Which case a row is of: its number and its fault."""
+    return "|".join(line.split(" | ")[:2])
+
+
+def write(cases: list[Case], results: list[Result], seconds: float, cold: float) -> None:
+    """Into the page, between its two marks. Of some cases their rows, where all the others are there."""
     page = PAGE.read_text(encoding="utf-8")
     head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
+    written, _, tail = rest.partition(END)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    held = sum(result.seen is not None for result in results)
-    told = (f"{held} of {len(results)} cases as expected, in {seconds / 60:.0f} minutes on {os.cpu_count()} cores, "
-            f"Python {platform.python_version()}, commit {commit or 'unknown'}. Times to recover are from the fault to the "
-            f"next useful answer or step, and as multiples of a cold start ({cold:.1f} s from the command "
-            "to the first step).")  # fmt: skip
-    gpu = "Not in it, for they want a CUDA device: " + ", ".join(f"{what} ({n})" for n, what in GPU.items()) + "."
-    PAGE.write_text("\n".join([head + BEGIN, "", told, gpu, "", *table(results, cold), "", END]) + tail, encoding="utf-8")
+    new = {key(line): line for line in (row(result, cold) for result in results)}
+    old = [line for line in written.splitlines() if line.startswith("| ") and not line.startswith("| # ")]
+    rows = [line for line in old if key(line) not in new] + [*new.values()]
+    if len(rows) != len(cases):
+        print(f"the page is left as it is: it would have {len(rows)} rows of {len(cases)}")
+        return
+    rows.sort(key=lambda line: int(line.split(" | ")[0].strip("| ")))
+    held = sum("**not as expected**" not in line for line in rows)
+    if len(results) == len(cases):
+        told = (f"{held} of {len(cases)} cases as expected, in {seconds / 60:.0f} minutes on {os.cpu_count()} cores, "
+                f"Python {platform.python_version()}, commit {commit or 'unknown'}. Times to recover are from the fault "
+                f"to the next useful answer or step, and as multiples of a cold start ({cold:.1f} s from the command to the "
+                "first step).\n")  # fmt: skip
+        told += "Not in it, for they want a CUDA device: " + ", ".join(f"{what} ({n})" for n, what in GPU.items()) + "."
+    else:
+        again = ", ".join(sorted({str(result.case.number) for result in results}, key=int))
+        told = re.sub(r"^\d+ of \d+", f"{held} of {len(cases)}", written.partition("\n| #")[0].strip())
+        told += f"\nRun again at commit {commit or 'unknown'} (a cold start took {cold:.1f} s): {again}."
+    top = ["| # | fault | expected | seen | time to recover | work lost |", "|---|---|---|---|---|---|"]
+    PAGE.write_text("\n".join([head + BEGIN, "", told, "", *top, *rows, "", END]) + tail, encoding="utf-8")
 
 
-def main(chosen: list[int]) -> int:
+def main(chosen: list[int], page: bool) -> int:
     cases = sorted((case for section in SECTIONS for case in section.CASES), key=lambda case: case.number)
     began = time.monotonic()
     shared()
-    cold = cold_start() if not chosen else 1.0
+    cold = cold_start() if page else 1.0
     results = [run(case) for case in cases if not chosen or case.number in chosen]
     shutil.rmtree(shared(), ignore_errors=True)
-    if not chosen:
-        write(results, time.monotonic() - began, cold)
+    if page:
+        write(cases, results, time.monotonic() - began, cold)
     failed = [result for result in results if not result.seen]
     print(f"{len(results) - len(failed)} of {len(results)} cases as expected")
     return bool(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(number) for number in sys.argv[1:]]))
+    numbers = [int(number) for number in sys.argv[1:] if number != "--page"]
+    sys.exit(main(numbers, not numbers or "--page" in sys.argv))
