@@ -12,6 +12,7 @@ from case import Case, Seen
 from world import Running, by_test
 
 LONG = ("loop.groups=16", "loop.samples=8", "rollout.max_tokens=100", "loop.steps=30")  # nearly all the time is rollouts
+ENGINE = "tests/e2e/test_engine.py"
 IMITATION = ("algorithm.answers=recorded", "algorithm.loss=nll", "loop.samples=1", "loop.groups=16", "eval.tasks=16",
              "loop.steps=2000", "loop.save_every=500")  # fmt: skip
 
@@ -118,12 +119,12 @@ CASES = [
     Case(33, "an engine answers with old weights", "refused by version, the engine replaced",
          by_test("tests/test_fleet.py::test_an_engine_with_old_weights_is_replaced_and_its_answer_is_not_used")),
     Case(34, "weight sync interrupted half-way", "version not advanced, nothing answered until a whole sync",
-         by_test("tests/e2e/test_engine.py::test_weights_that_are_replaced_meanwhile_are_not_taken"), True),
+         by_test(ENGINE), True),
     Case(35, "weights that the engine does not take", "told with the loader, nothing trained",
-         by_test("tests/e2e/test_engine.py", "-k", "canary or differ"), True),
+         by_test(ENGINE), True),
     Case(36, "NaN weights about to be pushed", "the push is refused", by_test("tests/e2e/test_learner.py", "-k", "nan"), True),
     Case(37, "log-probabilities of learner and engine differ", "the canary ends the run above its tolerance",
-         by_test("tests/e2e/test_engine.py", "-k", "canary or differ"), True),
+         by_test(ENGINE), True),
     Case(38, "empty or only truncated answers", "defined advantage, no division by 0",
          by_test("tests/test_credit.py", "tests/test_algorithms.py")),
     Case(39, "all groups without a signal", "counted (flat); with keep: differ a bounded search, then exit 4",

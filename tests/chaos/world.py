@@ -102,14 +102,15 @@ class Running:
 
 
 def by_test(*names: str) -> Callable[[Path], Seen]:
-    """A case that tests show already: they are run."""
+    """A case that tests show already: they are run, once for all cases that name them."""
+    return lambda folder: tested(names)
 
-    def check(folder: Path) -> Seen:
-        began = time.monotonic()
-        run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names], cwd=ROOT, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
-        assert run.returncode == 0, run.stdout[-2000:]
-        last = run.stdout.strip().splitlines()[-1]
-        return Seen(f"{last.split(' in ')[0]} in {time.monotonic() - began:.0f} s: {names[0].split('::')[-1].split('[')[0]}")
 
-    return check
+@functools.cache
+def tested(names: tuple[str, ...]) -> Seen:
+    began = time.monotonic()
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names], cwd=ROOT, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+    assert run.returncode == 0, run.stdout[-2000:]
+    last = run.stdout.strip().splitlines()[-1]
+    return Seen(f"{last.split(' in ')[0]} in {time.monotonic() - began:.0f} s: {names[0].split('::')[-1].split('[')[0]}")
