@@ -31,8 +31,8 @@ check: lint  # the same, and the tests that start no engine
 chaos: env  # every fault of the catalogue with the real parts, and the table in docs/reliability.md; CASES="28 45" runs these
 	$(BIN)/python tests/chaos $(CASES)
 
-bench: env  # a step beside the same work without a framework
-	$(BIN)/python benchmarks/step.py
+bench: env  # a step beside the same work without a framework, and the table in benchmarks/RESULTS.md; CASES="1m 10m" runs these
+	$(BIN)/python benchmarks $(CASES)
 
 lock:  # pin anew what pyproject.toml asks for
 	requirements/lock.sh

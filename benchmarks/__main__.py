@@ -1,0 +1,188 @@
+"""What a step of rlreason costs, beside the limit: the same work by vLLM and torch alone, in one process.
+
+    python benchmarks [CASE …]
+
+Every case is a run of benchmarks/step.yaml, and then the bare work on the same tokens (bare.py). Prints a line a case,
+medians over the steps after the first four; without CASE all of them, and writes the table into benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+RECIPE = HERE / "step.yaml"
+PAGE = HERE / "RESULTS.md"
+BEGIN, END = "<!-- make bench writes from here -->", "<!-- to here -->"
+WARM = 4  # steps that are left out: kernels and caches warm up
+LOOK = 0.25  # seconds between two looks at the memory
+
+TEN_MILLION = [
+    "model.from_config.hidden_size=320", "model.from_config.intermediate_size=1280", "model.from_config.num_hidden_layers=6",
+    "model.from_config.num_attention_heads=5", "model.from_config.num_key_value_heads=5",
+]  # fmt: skip
+TWO = ["rollout.workers=2", "learner.workers=2"]
+LONG = ["rollout.max_tokens=512", "model.from_config.max_position_embeddings=1024", "learner.tokens=4096"]
+
+
+@dataclass
+class Case:
+    name: str
+    overrides: list[str] = field(default_factory=list)
+    bound: float | None = None  # what the ratio may be, as the project has set itself
+    of: str = "sum"  # of the limit's two halves, or the larger of them: "max"
+
+    @property
+    def work(self) -> tuple[str, ...]:
+        """What the limit has to do; cases of the same work share it."""
+        return tuple(o for o in self.overrides if not o.startswith(("rollout.workers", "learner.workers", "loop.max_lag")))
+
+
+CASES = {
+    "1m": Case("1M, one of each", bound=1.15),
+    "1m-two": Case("1M, two of each", TWO, 0.65),
+    "1m-lag1": Case("1M, one of each, max_lag 1", ["loop.max_lag=1"], 1.15, "max"),
+    "1m-lag2": Case("1M, one of each, max_lag 2", ["loop.max_lag=2"], 1.15, "max"),
+    "short": Case("1M, answers of 4 tokens", ["rollout.max_tokens=4"]),
+    "spread": Case("1M, answers of 1 to 512 tokens", LONG),
+    "spread-lag1": Case("1M, answers of 1 to 512 tokens, max_lag 1", [*LONG, "loop.max_lag=1"], 1.15, "max"),
+    "10m": Case("10M, one of each", TEN_MILLION, 1.10),
+    "10m-two": Case("10M, two of each", [*TEN_MILLION, *TWO], 0.65),
+    "10m-lag1": Case("10M, one of each, max_lag 1", [*TEN_MILLION, "loop.max_lag=1"], 1.15, "max"),
+}
+
+
+@dataclass
+class Run:
+    rows: list[dict[str, Any]]  # metrics.jsonl
+    start: float  # seconds from the command to the end of its first step
+    memory: float  # bytes, the most that all its processes held at a time: their proportional set sizes
+
+
+def run(out: Path, overrides: list[str]) -> Run:
+    """A run of the recipe, watched from outside."""
+    command = [sys.executable, "-m", "rlreason", "train", str(RECIPE), f"out={out}", *overrides]
+    began, start, memory, looked = time.monotonic(), 0.0, 0.0, 0.0
+    with (out.parent / "told").open("w+") as told:
+        process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            metrics = out / "metrics.jsonl"
+            if not start and metrics.exists() and metrics.stat().st_size:
+                start = time.monotonic() - began
+            if time.monotonic() - looked > (LOOK if not start else 4 * LOOK):  # less often while it is timed
+                memory, looked = max(memory, held(process.pid)), time.monotonic()
+            time.sleep(0.02)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {told.seek(0) or told.read()[-3000:]}")
+    return Run([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()], start, memory)
+
+
+def held(pid: int) -> float:
+    """Bytes of a process and all below it; what several share counts once."""
+    total = 0.0
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return total
+
+
+def bare(out: Path, overrides: list[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The limit's steps, and what the machine can do."""
+    from rlreason.placement import Placement, environment
+
+    one_thread = os.environ | environment(Placement("cpu", False, "shm", 1, 1))
+    command = [sys.executable, str(HERE / "bare.py"), str(RECIPE), str(out), *overrides]
+    lines = subprocess.run(command, check=True, env=one_thread, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    *steps, machine = [json.loads(line) for line in lines if line.startswith("{")]
+    return steps, machine
+
+
+PHASES = {"generate": "time/rollout", "learn": "time/train", "weights": "time/sync", "log": "time/log"}
+
+
+def measure(case: Case, limits: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    folder = Path(tempfile.mkdtemp(prefix="rlreason-bench-"))
+    try:
+        seen = run(folder / "run", case.overrides)
+        if case.work not in limits:
+            limits[case.work] = bare(folder / "run", list(case.work))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    steps, machine = limits[case.work]
+    rows = seen.rows[WARM:]
+    tokens = median(row["tokens"] for row in rows)
+    limit = {half: median(s[half] / s["tokens"] for s in steps[WARM:]) * tokens for half in ("generate", "learn")}
+    seconds = sorted(sum(row.get(key, 0.0) for key in PHASES.values()) for row in rows)
+    bound = sum(limit.values()) if case.of == "sum" else max(limit.values())
+    return {
+        "case": case, "tokens": tokens, "limit": limit, "step": median(seconds), "least": seconds[0], "most": seconds[-1],
+        "phases": {name: median(row.get(key, 0.0) for row in rows) for name, key in PHASES.items()},
+        "ratio": median(seconds) / bound, "padding": median(row["padding"] for row in rows),
+        "start": seen.start, "memory": seen.memory, "machine": machine, "steps": len(rows),
+    }  # fmt: skip
+
+
+HEAD = ["case", "tokens a step", "limit: generate + learn", "step (least – most)", "generate, learn, weights, log", "ratio",
+        "aim", "padding", "start-up", "memory"]  # fmt: skip
+
+
+def cells(found: dict[str, Any]) -> list[str]:
+    case, limit = found["case"], found["limit"]
+    total = sum(limit.values())
+    return [
+        case.name,
+        f"{found['tokens']:.0f}",
+        f"{limit['generate']:.3f} + {limit['learn']:.3f} = {total:.3f} s",
+        f"{found['step']:.3f} s ({found['least']:.3f} – {found['most']:.3f})",
+        ", ".join(f"{seconds:.3f}" for seconds in found["phases"].values()),
+        f"{found['ratio']:.2f} of the {'sum' if case.of == 'sum' else 'larger'}",
+        f"{case.bound:.2f}" if case.bound else "",
+        f"{100 * found['padding']:.1f} %",
+        f"{found['start']:.1f} s",
+        f"{found['memory'] / 1e9:.2f} GB",
+    ]
+
+
+def write(results: list[dict[str, Any]]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    head, _, rest = page.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    machine, memory = results[0]["machine"], psutil.virtual_memory().total / 2**30
+    about = (f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, no GPU; one core: {machine['gemm']:.0f} GFLOP/s "
+             f"in float32 products of 2048 × 512 × 512, {machine['memcpy']:.1f} GB/s of memory copied. Python "
+             f"{platform.python_version()}, commit {asked.stdout.strip() or 'unknown'}. Medians of {results[0]['steps']} "
+             "steps.")  # fmt: skip
+    rows = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *map(cells, results)]]
+    PAGE.write_text("\n".join([head + BEGIN, "", about, "", *rows, "", END]) + tail, encoding="utf-8")
+
+
+def main(chosen: list[str]) -> None:
+    if unknown := [name for name in chosen if name not in CASES]:
+        raise SystemExit(f"there is no case {unknown[0]!r}; there are {', '.join(CASES)}")
+    limits: dict[tuple[str, ...], Any] = {}
+    results = []
+    for name in chosen or CASES:
+        results.append(found := measure(CASES[name], limits))
+        print(" | ".join(cells(found)), flush=True)
+    if not chosen:
+        write(results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

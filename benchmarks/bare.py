@@ -1,0 +1,132 @@
+"""The limit of a step: its two halves in one process, each as its own library does it; and how fast this machine is.
+
+    python benchmarks/bare.py RECIPE OUT [key=value …]
+
+vLLM alone answers the prompts of the run in OUT under its seeds, and torch alone makes one optimizer step on exactly the
+tokens that came out. No Ray, no DeepSpeed, no loop, no rewards. Prints one JSON line a step.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM
+from vllm import EngineArgs, LLMEngine, SamplingParams, TokensPrompt
+from vllm.sampling_params import RequestOutputKind
+
+from rlreason.config import Config
+from rlreason.recipe import load
+from rlreason.tasks import Tasks
+from rlreason.tasks.prompts import fit
+
+ROWS = 32  # of a micro-batch at most: more do not fit a core's caches, and are slower
+
+
+class Generation:
+    """vLLM, stepped until it has nothing to do."""
+
+    def __init__(self, config: Config, model: str):
+        longest = config.tasks.max_prompt + config.rollout.max_tokens
+        self.config, self.number = config, 0
+        self.engine = LLMEngine.from_engine_args(EngineArgs(
+            model=model, load_format="safetensors", dtype="float32", enforce_eager=True, seed=config.seed,
+            max_model_len=max(64, longest), disable_log_stats=True, logprobs_mode="processed_logprobs", max_num_seqs=256,
+        ))  # fmt: skip
+        self.tokenizer = self.engine.get_tokenizer()
+
+    def step(self, tasks: list[Any], step: int) -> list[tuple[list[int], list[int]]]:
+        """Prompt and answer of every sample."""
+        rollout = self.config.rollout
+        for task in tasks:
+            fitted = fit(self.tokenizer, task, self.config.tasks, self.config.tasks.max_prompt)
+            assert fitted is not None
+            seed = crc32(f"{self.config.seed}/{task.id}/{step}".encode())  # those of the framework's run
+            params = SamplingParams(
+                n=self.config.loop.samples, temperature=rollout.temperature, max_tokens=rollout.max_tokens, logprobs=0,
+                seed=seed, output_kind=RequestOutputKind.FINAL_ONLY,
+            )  # fmt: skip
+            self.number += 1
+            prompt = TokensPrompt(prompt_token_ids=fitted[1], cache_salt=str(step))
+            self.engine.add_request(str(self.number), prompt, params)
+        found = []
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                found += [([*output.prompt_token_ids], [*answer.token_ids]) for answer in output.outputs]
+        return found
+
+
+class Training:
+    """torch: micro-batches of samples of like length, a policy gradient, AdamW."""
+
+    def __init__(self, config: Config, model: str):
+        torch.manual_seed(config.seed)
+        self.tokens = config.learner.tokens
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learner.lr)
+
+    def step(self, samples: list[tuple[list[int], list[int]]]) -> None:
+        samples = sorted(samples, key=lambda sample: len(sample[0]) + len(sample[1]))
+        total = sum(len(answer) for _, answer in samples)
+        self.optimizer.zero_grad()
+        while samples:
+            rows = max(1, min(len(samples), self.tokens // sum(map(len, samples[-1])), ROWS))
+            micro, samples = samples[-rows:], samples[:-rows]
+            tokens = pad_sequence([torch.tensor(prompt + answer) for prompt, answer in micro], batch_first=True)
+            mask = pad_sequence([torch.tensor([0.0] * len(p) + [1.0] * len(a)) for p, a in micro], batch_first=True)
+            logits = self.model(input_ids=tokens, use_cache=False).logits[:, :-1]
+            logp = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+            ((logp * mask[:, 1:]).sum() / total).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+
+def machine() -> dict[str, float]:
+    """One core: float32 products of the sizes that a small model has, and copies of memory; medians of ten."""
+
+    def seconds(work: Any) -> float:
+        times = []
+        for _ in range(10):
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+        return float(np.median(times))
+
+    a, b = torch.randn(2048, 512), torch.randn(512, 512)
+    source, target = torch.zeros(1 << 26), torch.empty(1 << 26)
+    return {
+        "gemm": 2 * 2048 * 512 * 512 / seconds(lambda: a @ b) / 1e9,
+        "memcpy": source.nbytes / seconds(lambda: target.copy_(source)) / 1e9,
+    }
+
+
+def main(recipe: str, out: str, overrides: list[str]) -> None:
+    config = load(Path(recipe), [*overrides, f"out={out}"])
+    model = str(Path(out) / "weights" / "last")  # with a learning rate of nothing these are those of all steps
+    generation, training = Generation(config, model), Training(config, model)
+    tasks = Tasks(config).stream()
+    gc.collect()
+    gc.freeze()
+    for step in range(config.loop.steps):
+        asked = list(islice(tasks, config.loop.groups))
+        began = time.perf_counter()
+        samples = generation.step(asked, step)
+        generated = time.perf_counter()
+        training.step(samples)
+        learned = time.perf_counter()
+        tokens = sum(len(answer) for _, answer in samples)
+        print(json.dumps({"generate": generated - began, "learn": learned - generated, "tokens": tokens}), flush=True)
+    print(json.dumps(machine()), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

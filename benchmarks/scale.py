@@ -1,0 +1,155 @@
+"""What the driver itself costs a step: the real loop, fleet and Ray, with workers that answer at once and have no model.
+
+    python benchmarks/scale.py [WORKERSxSAMPLES …]
+
+Up to 1,024 engines, in a few processes that stand for all of them, and a learner that does nothing with what it is given. So all that a
+step takes is the driver's, and Ray's. Prints a line per case, and writes the table into benchmarks/RESULTS.md where no case is named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+
+from rlreason import cluster, pulse
+from rlreason.body import Learners
+from rlreason.config import Config, LoopConfig, RecoveryConfig
+from rlreason.errors import Failure, RolloutError
+from rlreason.fleet import Rollouts
+from rlreason.loop import train
+from rlreason.types import Group, Metrics, Sample, Task
+from rlreason.worker import Worker
+
+PROCESSES = 4  # that stand for all engines
+PER_GROUP = 8
+TOKENS = 72  # of a sample, eight of them the prompt's
+CASES = [(1, 8), (1, 512), (1, 8192), (16, 512), (16, 8192), (256, 512), (256, 8192), (256, 65536), (1024, 8192), (1024, 65536)]
+STEPS = 6
+PAGE = Path(__file__).resolve().parent / "RESULTS.md"
+BEGIN, END = "<!-- scale.py writes from here -->", "<!-- to there -->"
+
+
+class Answering:
+    """An engine without a model."""
+
+    version = 0
+
+    def sample(self, task: Task, n: int, wave: Any = None) -> Group:
+        tokens, mask = np.arange(TOKENS, dtype=np.int32), np.arange(TOKENS) >= 8
+        logprobs = np.where(mask, -1.0, 0.0).astype(np.float32)
+        return Group(task, [
+            Sample(tokens.copy(), mask.copy(), logprobs.copy(), "x" * 64, self.version, reward=float(i % 2), parts={"exact": float(i % 2)})
+            for i in range(n)
+        ])  # fmt: skip
+
+    def load(self, weights: Any, version: int) -> float:
+        self.version = version
+        return 0.0
+
+    def close(self) -> None: ...
+
+
+class Learning:
+    """A learner that learns nothing."""
+
+    def step(self, groups: list[Group]) -> Metrics:
+        return {"loss": 0.0, "samples": float(sum(len(group.samples) for group in groups))}
+
+    def publish(self) -> dict[str, Any]:
+        return {"kind": "nothing", "canary": {"tokens": [0] * 16, "logprobs": [0.0] * 16}}
+
+    def save(self, path: str, state: dict[str, Any]) -> None: ...
+
+
+class Crowd:
+    """One process that stands for many workers."""
+
+    def __init__(self) -> None:
+        self.them: dict[str, Any] = {}
+
+    def call(self, name: str, method: str, *args: Any) -> Any:
+        if name not in self.them:
+            self.them[name] = Learning() if name.startswith("learner") else Answering()
+        return getattr(self.them[name], method)(*args)
+
+    @ray.method(concurrency_group="life")  # type: ignore[untyped-decorator]
+    async def pulse(self) -> pulse.Pulse:
+        pulse.beat("there")
+        return pulse.feel("", 0)
+
+
+class One(Worker):
+    """A worker of that crowd, spoken to as any other."""
+
+    def __init__(self, name: str, crowd: Any):
+        super().__init__(name, "runs/scale", Failure if name.startswith("learner") else RolloutError)
+        self.crowd = crowd
+
+    def spawn(self) -> None:
+        self.actor = self.crowd
+
+    async def become(self, *what: Any) -> None: ...
+
+    async def call(self, method: str, *args: Any) -> Any:
+        return await self._told(self.actor.call.remote(self.name, method, *args))
+
+    def kill(self) -> None: ...
+
+
+class Unsaved(Learners):
+    async def save(self, cursor: int, pending: Any = ()) -> None: ...
+
+
+async def steps(workers: int, samples: int, crowds: list[Any], learner: Any, number: int = STEPS) -> tuple[list[float], list[int]]:
+    """Seconds of every step, and the bytes that this process holds after it."""
+    groups = max(1, samples // PER_GROUP)
+    config = Config(model="", out="runs/scale", recovery=RecoveryConfig(),
+                    loop=LoopConfig(steps=number, groups=groups, samples=min(samples, PER_GROUP), save_every=0))  # fmt: skip
+    fleet = Rollouts([One(f"rollout-{i}", crowds[i % len(crowds)]) for i in range(workers)], (), config.recovery, ray.put,
+                     lambda *a, **k: print(*a, file=sys.stderr))  # fmt: skip
+    body = Unsaved(config, [One("learner-0", learner)], (), ray.put, lambda *a, **k: None)
+    tasks = (Task(str(i), f"what is {i}?", str(i)) for i in itertools.count())
+    seconds: list[float] = []
+    memory: list[int] = []
+
+    def log(step: int, batch: list[Group], metrics: Metrics) -> None:
+        seconds.append(metrics["time/step"])
+        memory.append(psutil.Process().memory_info().rss)
+
+    async with fleet:
+        await fleet.begin()
+        for rank in body.ranks:
+            rank.spawn()
+        await fleet.load(await body.publish(), 0)
+        await train(config.loop, tasks, fleet, body, log=log)
+    return seconds, memory
+
+
+def object_store() -> float:
+    """Bytes in Ray's object store."""
+    return float(ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"])
+
+
+def main(chosen: list[tuple[int, int]]) -> None:
+    with cluster.connected():
+        made = ray.remote(concurrency_groups={"life": 4}, num_cpus=0, max_concurrency=1)(Crowd)
+        crowds, learner = [made.remote() for _ in range(PROCESSES)], made.remote()
+        for workers, samples in chosen or CASES:
+            seconds, memory = asyncio.run(steps(workers, samples, crowds, learner))
+            each = median(seconds[1:])
+            print(f"{workers:5} workers, {samples:6} samples: {each:.3f} s a step, {1e6 * each / samples:.0f} µs a sample, "
+                  f"driver {memory[-1] / 1e6:.0f} MB", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main([tuple(map(int, case.split("x"))) for case in sys.argv[1:]])  # type: ignore[misc]
