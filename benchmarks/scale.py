@@ -2,20 +2,20 @@
 
     python benchmarks/scale.py [WORKERSxSAMPLES …]
 
-Up to 1,024 engines, in a few processes that stand for all of them, and a learner that does nothing with what it is given. So all that a
-step takes is the driver's, and Ray's. Prints a line per case, and writes the table into benchmarks/RESULTS.md where no case is named.
+Up to 1,024 engines, in a few processes that stand for all of them, and a learner that does nothing with what it is
+given. So all that a step takes is the driver's, and Ray's. Prints a line per case; without a case the table in RESULTS.md.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
-import os
 import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -28,6 +28,7 @@ from rlreason.errors import Failure, RolloutError
 from rlreason.fleet import Rollouts
 from rlreason.loop import train
 from rlreason.types import Group, Metrics, Sample, Task
+from rlreason.waves import Waves
 from rlreason.worker import Worker
 
 PROCESSES = 4  # that stand for all engines
@@ -42,13 +43,15 @@ BEGIN, END = "<!-- scale.py writes from here -->", "<!-- to there -->"
 class Answering:
     """An engine without a model."""
 
-    version = 0
+    def __init__(self) -> None:
+        self.version, waves = 0, Waves(self.sample)
+        self.answer, self.more = waves.answer, waves.more
 
-    def sample(self, task: Task, n: int, wave: Any = None) -> Group:
+    async def sample(self, task: Task, n: int, wave: Any = None) -> Group:
         tokens, mask = np.arange(TOKENS, dtype=np.int32), np.arange(TOKENS) >= 8
         logprobs = np.where(mask, -1.0, 0.0).astype(np.float32)
         return Group(task, [
-            Sample(tokens.copy(), mask.copy(), logprobs.copy(), "x" * 64, self.version, reward=float(i % 2), parts={"exact": float(i % 2)})
+            Sample(tokens.copy(), mask.copy(), logprobs.copy(), "x" * 64, self.version, reward=i % 2, parts={"exact": i % 2})
             for i in range(n)
         ])  # fmt: skip
 
@@ -77,10 +80,11 @@ class Crowd:
     def __init__(self) -> None:
         self.them: dict[str, Any] = {}
 
-    def call(self, name: str, method: str, *args: Any) -> Any:
+    async def call(self, name: str, method: str, *args: Any) -> Any:
         if name not in self.them:
             self.them[name] = Learning() if name.startswith("learner") else Answering()
-        return getattr(self.them[name], method)(*args)
+        result = getattr(self.them[name], method)(*args)
+        return await result if inspect.isawaitable(result) else result
 
     @ray.method(concurrency_group="life")  # type: ignore[untyped-decorator]
     async def pulse(self) -> pulse.Pulse:
@@ -110,8 +114,13 @@ class Unsaved(Learners):
     async def save(self, cursor: int, pending: Any = ()) -> None: ...
 
 
-async def steps(workers: int, samples: int, crowds: list[Any], learner: Any, number: int = STEPS) -> tuple[list[float], list[int]]:
-    """Seconds of every step, and the bytes that this process holds after it."""
+class Step(NamedTuple):
+    seconds: float  # by the clock
+    cpu: float  # seconds of this process's threads, Ray's among them
+    memory: int  # bytes that it holds afterwards
+
+
+async def steps(workers: int, samples: int, crowds: list[Any], learner: Any, number: int = STEPS) -> list[Step]:
     groups = max(1, samples // PER_GROUP)
     config = Config(model="", out="runs/scale", recovery=RecoveryConfig(),
                     loop=LoopConfig(steps=number, groups=groups, samples=min(samples, PER_GROUP), save_every=0))  # fmt: skip
@@ -119,12 +128,13 @@ async def steps(workers: int, samples: int, crowds: list[Any], learner: Any, num
                      lambda *a, **k: print(*a, file=sys.stderr))  # fmt: skip
     body = Unsaved(config, [One("learner-0", learner)], (), ray.put, lambda *a, **k: None)
     tasks = (Task(str(i), f"what is {i}?", str(i)) for i in itertools.count())
-    seconds: list[float] = []
-    memory: list[int] = []
+    found: list[Step] = []
+    began = time.process_time()
 
     def log(step: int, batch: list[Group], metrics: Metrics) -> None:
-        seconds.append(metrics["time/step"])
-        memory.append(psutil.Process().memory_info().rss)
+        nonlocal began
+        found.append(Step(metrics["time/step"], time.process_time() - began, psutil.Process().memory_info().rss))
+        began = time.process_time()
 
     async with fleet:
         await fleet.begin()
@@ -132,7 +142,7 @@ async def steps(workers: int, samples: int, crowds: list[Any], learner: Any, num
             rank.spawn()
         await fleet.load(await body.publish(), 0)
         await train(config.loop, tasks, fleet, body, log=log)
-    return seconds, memory
+    return found
 
 
 def object_store() -> float:
@@ -142,13 +152,13 @@ def object_store() -> float:
 
 def main(chosen: list[tuple[int, int]]) -> None:
     with cluster.connected():
-        made = ray.remote(concurrency_groups={"life": 4}, num_cpus=0, max_concurrency=1)(Crowd)
+        made = ray.remote(concurrency_groups={"life": 4}, num_cpus=0, max_concurrency=10_000)(Crowd)
         crowds, learner = [made.remote() for _ in range(PROCESSES)], made.remote()
         for workers, samples in chosen or CASES:
-            seconds, memory = asyncio.run(steps(workers, samples, crowds, learner))
-            each = median(seconds[1:])
-            print(f"{workers:5} workers, {samples:6} samples: {each:.3f} s a step, {1e6 * each / samples:.0f} µs a sample, "
-                  f"driver {memory[-1] / 1e6:.0f} MB", flush=True)  # fmt: skip
+            found = asyncio.run(steps(workers, samples, crowds, learner))
+            seconds, cpu = median(step.seconds for step in found[1:]), median(step.cpu for step in found[1:])
+            print(f"{workers:5} workers, {samples:6} samples: {seconds:.3f} s a step, of which the driver works {cpu:.3f} s, "
+                  f"{1e6 * cpu / samples:.0f} µs a sample; driver {found[-1].memory / 1e6:.0f} MB", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ when too few are left the run ends, and says why.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Engine:
     falls: int = 0  # processes in a row of which nothing came
     fell: float = 0.0  # when the last one was lost, by the clock of the event loop; 0: its successor has answered
     rose: float = 0.0  # when that one was there, with the newest weights if there were any
-    owed: list[Asked] = field(default_factory=list)
+    owed: dict[Asked, None] = field(default_factory=dict)  # in the order of asking
     watch: asyncio.Task[None] | None = None
 
 
@@ -120,7 +121,7 @@ class Rollouts:
         """Drop every answer that is being written: nobody waits for it any more."""
         self.asked = [asked for asked in self.asked if not asked.answer.done()]
         for engine in self.engines:
-            engine.owed = [asked for asked in engine.owed if not asked.answer.done()]
+            engine.owed = {asked: None for asked in engine.owed if not asked.answer.done()}
         await self._each("forget")
 
     async def close(self) -> None:
@@ -154,38 +155,51 @@ class Rollouts:
         if not ready:  # the first that is will be dealt to
             return
         shares: dict[Engine, list[Asked]] = {engine: [] for engine in ready}
+        heap = [(len(engine.owed), place) for place, engine in enumerate(ready)]  # the first of those that owe the fewest
+        heapq.heapify(heap)
         for asked in self.asked:
             if not asked.answer.done():
-                least = min(ready, key=lambda engine: len(engine.owed))
-                least.owed.append(asked)
-                shares[least].append(asked)
+                owed, place = heap[0]
+                heapq.heapreplace(heap, (owed + 1, place))
+                ready[place].owed[asked] = None
+                shares[ready[place]].append(asked)
         self.asked = []
         number = next(self.waves)
         for engine, share in shares.items():
-            for place, asked in enumerate(share):
-                self._do(self._ask(engine, asked, (number, place, len(share))))
+            if share:
+                self._do(self._ask(engine, share, number))
 
-    async def _ask(self, engine: Engine, asked: Asked, wave: tuple[int, int, int]) -> None:
-        life, asked.times = engine.life, asked.times + 1
+    async def _ask(self, engine: Engine, share: list[Asked], number: int) -> None:
+        """Ask an engine for its share of a wave, and hand out the answers as they come."""
+        life, left = engine.life, dict(enumerate(share))
+        for asked in share:
+            asked.times += 1
         held = self.newest[1] if self.newest else 0
-        try:
-            group = await engine.process.call("sample", asked.task, asked.samples, wave)
-            if group.samples and min(sample.version for sample in group.samples) < held:
-                raise Lost(engine.process.name, f"answers with other weights than v{held}, which it was given", True)
-        except Lost as lost:
-            self._lost(engine, life, lost)
-            return
-        except Exception as error:  # the asker's to deal with
-            if engine.life == life:
-                self._paid(engine, asked)
+        ask: tuple[Any, ...] = ("answer", number, [(asked.task, asked.samples) for asked in share])
+        while left:
+            try:
+                found = await engine.process.call(*ask)
+                if any(group.samples and min(sample.version for sample in group.samples) < held for _, group in found):
+                    raise Lost(engine.process.name, f"answers with other weights than v{held}, which it was given", True)
+            except Lost as lost:
+                self._lost(engine, life, lost)
+                return
+            except Exception as error:  # the asker's to deal with
+                if engine.life == life:
+                    for asked in left.values():
+                        engine.owed.pop(asked, None)
+                        if not asked.answer.done():
+                            asked.answer.set_exception(error)
+                return
+            if engine.life != life:  # it was given up, and this is being asked again
+                return
+            for place, group in found:
+                asked = left.pop(place)
+                engine.owed.pop(asked, None)  # it may be forgotten
                 if not asked.answer.done():
-                    asked.answer.set_exception(error)
-            return
-        if engine.life == life:  # else it was given up, and this is being asked again
-            self._paid(engine, asked)
+                    asked.answer.set_result(group)
             self._useful(engine)
-            if not asked.answer.done():
-                asked.answer.set_result(group)
+            ask = ("more", number)
 
     def _useful(self, engine: Engine) -> None:
         """It has answered: what was wrong with the processes before it is over."""
@@ -195,10 +209,6 @@ class Rollouts:
             engine.fell = 0.0
             self.say("engine", f"{name} was back after {up:.1f} s, and has answered after {answered:.1f} s", name=name,
                      what="back", up=round(up, 3), answered=round(answered, 3))  # fmt: skip
-
-    def _paid(self, engine: Engine, asked: Asked) -> None:
-        if asked in engine.owed:  # it may be forgotten
-            engine.owed.remove(asked)
 
     # ---- who is given up, and what takes its place ----
 
@@ -270,7 +280,7 @@ class Rollouts:
             engine.watch.cancel()
         engine.process.kill()
         again = [asked for asked in engine.owed if not asked.answer.done()]
-        engine.owed = []
+        engine.owed = {}
         self.asked = again + self.asked
         name = engine.process.name
         self.say(

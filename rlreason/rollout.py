@@ -20,9 +20,8 @@ from rlreason.errors import RolloutError, Wounded
 from rlreason.rewards.pool import Pool
 from rlreason.tasks.prompts import fit
 from rlreason.types import Group, Sample, Task
+from rlreason.waves import Wave, Waves
 from rlreason.weights import Gone, Handle, register
-
-Wave = tuple[int, int, int]  # its number, this request's place in it, and how many requests it has
 
 
 SEQUENCES = 256  # that a CPU engine writes at a time
@@ -91,6 +90,8 @@ class Rollout:
         self.longest = min(config.tasks.max_prompt, room)  # tokens of a prompt
         self.numbers = itertools.count()
         self.waves: dict[int, dict[int, tuple[Any, ...] | None]] = {}
+        self.asked = Waves(self.sample)
+        self.answer, self.more = self.asked.answer, self.asked.more
         self.answers: dict[str, asyncio.Future[Any]] = {}
         self.pump: asyncio.Task[None] | None = None
 

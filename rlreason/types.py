@@ -66,6 +66,23 @@ class Group:
     def judged(self) -> list[Sample]:
         return [s for s in self.samples if s.reward is not None]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes the arrays of all samples go as one of each kind: what a message costs goes by their number."""
+        arrays = [[getattr(s, name) for s in self.samples] for name in ("tokens", "mask", "logprobs")]
+        rest = [(s.text, s.version, s.truncated, s.reward, s.parts, s.failures) for s in self.samples]
+        joined = [np.concatenate(of_all) if of_all else None for of_all in arrays]
+        return _group, (self.task, [len(s.tokens) for s in self.samples], joined, rest)
+
+
+def _group(task: Task, lengths: list[int], joined: list[NDArray[Any]], rest: list[tuple[Any, ...]]) -> Group:
+    """What `Group.__reduce__` took apart. The samples' arrays are views of the joined ones."""
+    samples, start = [], 0
+    for length, more in zip(lengths, rest, strict=True):
+        tokens, mask, logprobs = (array[start : start + length] for array in joined)
+        samples.append(Sample(tokens, mask, logprobs, *more))
+        start += length
+    return Group(task, samples)
+
 
 class Batch(NamedTuple):
     """What one forward pass reads. Every array is [N, T]; row n is one sample, padded on the right.

@@ -10,6 +10,7 @@ from rlreason.errors import Lost, RolloutError
 from rlreason.fleet import BACK_OFF, Rollouts
 from rlreason.pulse import Pulse
 from rlreason.types import Group, Task
+from rlreason.waves import Waves
 
 SECOND = 1.0  # that an answer takes
 
@@ -20,6 +21,8 @@ class Local:
     def __init__(self, name, sample, **faults):
         self.name, self.make, self.faults = name, sample, faults
         self.lives, self.asked, self.beats, self.open = 0, [], 0, 0
+        self.waves = Waves(self.sample)
+        self.answer, self.more = self.waves.answer, self.waves.more
         self.gone = asyncio.Event()
 
     def spawn(self):
