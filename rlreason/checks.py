@@ -42,7 +42,7 @@ AT_LEAST: dict[str, float] = {
     "algorithm.overlong_buffer": 0, "algorithm.kl_loss": 0, "algorithm.kl_reward": 0, "algorithm.kl_credit": 0,
     "algorithm.reference_every": 0, "algorithm.off_policy_mask": 0,
     "learner.workers": 1, "learner.lr": 0, "learner.warmup": 0, "learner.weight_decay": 0, "learner.updates": 1,
-    "learner.tokens": 1, "rollout.workers": 1, "rollout.temperature": 1e-3, "rollout.max_tokens": 1,
+    "learner.tokens": 1, "learner.logits": 1e-9, "rollout.workers": 1, "rollout.temperature": 1e-3, "rollout.max_tokens": 1,
     "sample.tasks": 0, "sample.best": 0, "eval.tasks": 0, "eval.samples": 1, "eval.every": 0, "log.rollouts": 0,
 }  # fmt: skip
 OURS = {  # what the recipe says elsewhere, and these mappings must not say again

@@ -90,6 +90,8 @@ class LearnerConfig:
     tokens: int = 8192  # per micro-batch and worker at most, padding included
     gradient_checkpointing: bool = False
     packing: bool = False  # short samples share a row, in which each sees itself alone: less padding
+    logits: float = 1.0  # GiB of a micro-batch's logits, in float32; where there would be more they are worked out in parts
+    float32_head: bool = False  # the last layer in float32, of learner and engines: less mismatch between the two in bfloat16
     deepspeed: dict[str, Any] = field(default_factory=dict)  # handed to DeepSpeed as it is
 
 

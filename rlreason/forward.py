@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlreason.head import Head
 from rlreason.packing import layout, pack
 
 Model = Callable[
@@ -48,33 +49,51 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def read(
-    model: Model, tokens: Tensor, lengths: list[int], temperature: float, hidden: int | None = None, entropy: bool = False
-) -> Read:
+    model: Model, tokens: Tensor, lengths: list[int], temperature: float, hidden: int | None = None, entropy: bool = False,
+    head: Head | None = None,
+) -> Read:  # fmt: skip
     """What `model` says of the tokens [N, T] of samples of `lengths`.
 
     `hidden`, the model's hidden size: they share rows, packed as is best for it. None: each has its own, which costs
-    no attention mask, for it is padded on the right and attention is causal.
+    no attention mask, for it is padded on the right and attention is causal. `head`: the model's own, where no logits
+    are to be kept.
     """
     rows = pack(lengths, hidden) if hidden else [[i] for i in range(len(lengths))]
     if len(rows) == len(lengths):
-        found = model(tokens, None)
-        return Read(
-            token_logprobs(found, tokens, temperature), token_entropy(found, temperature) if entropy else None, tokens.numel()
-        )
+        logp, spread = _told(model, tokens, None, temperature, entropy, head)
+        return Read(logp, spread, tokens.numel())
     positions, cells = (torch.from_numpy(part).to(tokens.device) for part in layout(rows, lengths))
     nowhere = positions.numel()  # a cell behind the last, for padding
     packed = tokens.new_zeros(nowhere + 1).scatter(0, cells.flatten(), tokens.flatten())[:-1].view_as(positions)
-    found = model(packed, positions)
+    logp, spread = _told(model, packed, positions, temperature, entropy, head)
 
     def unpacked(values: Tensor) -> Tensor:
         known = values.masked_fill(positions == 0, 0.0)  # the first of a sample stands after another sample's last
         return torch.nn.functional.pad(known.flatten(), (0, 1))[cells]
 
-    return Read(
-        unpacked(token_logprobs(found, packed, temperature)),
-        unpacked(token_entropy(found, temperature)) if entropy else None,
-        nowhere,
-    )
+    return Read(unpacked(logp), None if spread is None else unpacked(spread), nowhere)
+
+
+def _told(
+    model: Model, tokens: Tensor, positions: Tensor | None, temperature: float, entropy: bool, head: Head | None
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability, and entropy if asked for, of every token [M, L] but the first of a row; 0 for that."""
+    if head is None:
+        found = model(tokens, positions)
+        return token_logprobs(found, tokens, temperature), token_entropy(found, temperature) if entropy else None
+    with head.asking(tokens, temperature):
+        both = torch.nn.functional.pad(model(tokens, positions)[:, :-1], (0, 0, 1, 0))
+    return both[..., 0], both[..., 1] if entropy else None
+
+
+def readable(model: Model, head: Head, vocabulary: int, tolerance: float, device: torch.device) -> bool:
+    """Is what `head` says what the model's logits say? Not where a model scales or caps them after its last layer."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocabulary, (1, PROBE), generator=generator).to(device)
+    with torch.no_grad():
+        logp, _ = _told(model, tokens, None, 1.0, False, head)
+        there = token_logprobs(model(tokens, None), tokens)
+    return not (logp - there).abs().max() > tolerance
 
 
 def packable(model: Model, about: Any, tolerance: float, device: torch.device) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import shutil
@@ -15,8 +14,8 @@ import deepspeed
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from rlreason import pulse
@@ -26,11 +25,13 @@ from rlreason.algorithms.mismatch import summary
 from rlreason.checkpoint import write_lines
 from rlreason.config import Config
 from rlreason.errors import Wounded
-from rlreason.forward import Model, Read, logits, packable, read, token_logprobs
+from rlreason.forward import Model, Read, logits, packable, read, readable, token_logprobs
 from rlreason.frozen import Frozen
+from rlreason.head import Head
 from rlreason.meeting import meet
 from rlreason.moved import assert_moved, fingerprints
 from rlreason.packing import fits_packed, fits_padded
+from rlreason.pretrained import head_of, policy_of, reference_of
 from rlreason.stopwatch import Stopwatch
 from rlreason.storage import rename, stored
 from rlreason.types import Batch, Group, Metrics, Sample, micro_batches
@@ -51,14 +52,6 @@ def learning_rate(step: int, config: Config) -> float:
         "linear": 1.0 - done,
         "cosine": 0.1 + 0.45 * (1 + math.cos(math.pi * done)),
     }[learner.schedule]
-
-
-def without_dropout(config: Any) -> Any:
-    """A model's config with every dropout at 0: the engines sample without it, and a ratio of two policies has no noise."""
-    for name, value in config.to_dict().items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
-    return config
 
 
 class Learner:
@@ -87,13 +80,11 @@ class Learner:
         # The kernel that needs no attention mask where a row is a sample: it is padded on the right, and attention is causal.
         trust = config.trust_remote_code
         options = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": trust}
-        about = without_dropout(AutoConfig.from_pretrained(model, trust_remote_code=trust))
-        if made:
-            policy = AutoModelForCausalLM.from_config(about, **options)
-        else:
-            policy = AutoModelForCausalLM.from_pretrained(model, config=about, use_safetensors=True, **options)
+        policy = policy_of(model, made, options)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust)
-        reference = self._reference(policy, options) if config.algorithm.compares else None
+        named = config.algorithm.reference
+        reference = reference_of(policy, self.tokenizer, named, options) if config.algorithm.compares else None
+        self.head, self.reference_head = head_of(policy, config.learner), head_of(reference, config.learner)
         if config.learner.gradient_checkpointing:
             policy.gradient_checkpointing_enable()
         policy.train()
@@ -122,10 +113,9 @@ class Learner:
         self.alone = Stopwatch(partial(torch.cuda.Event, enable_timing=True) if self.gpu else None)  # forward passes
         self.tolerance = 0.1 if self.gpu else 1e-3  # of log-probabilities where nothing differs but how they are computed
         self.hidden: int | None = policy.config.get_text_config().hidden_size if config.learner.packing else None
-        if self.hidden:
-            self._assert_packable(self._logits, policy.config)
-            if self.reference and reference is not None:
-                self._assert_packable(self.reference, reference.config)
+        self._assert_fits(self._logits, self.head, policy.config)
+        if self.reference and reference is not None:
+            self._assert_fits(self.reference, self.reference_head, reference.config)
 
     def step(self, groups: list[Group]) -> Metrics:
         """Learn from every judged sample of `groups`, in `learner.updates` optimizer steps over a part of them each.
@@ -221,7 +211,8 @@ class Learner:
     def _read(self, model: Model, tokens: Tensor, samples: list[Sample], entropy: bool = False) -> Read:
         lengths = [len(s.tokens) for s in samples] or [tokens.shape[1]]  # one row of padding
         with self.alone.on():
-            return read(model, tokens, lengths, self.config.rollout.temperature, self.hidden, entropy)
+            head = self.reference_head if model is self.reference else self.head
+            return read(model, tokens, lengths, self.config.rollout.temperature, self.hidden, entropy, head)
 
     @torch.no_grad()
     def _logprobs(self, model: Model, samples: list[Sample]) -> list[NDArray[np.float32]]:
@@ -255,21 +246,16 @@ class Learner:
             for i, s in enumerate(samples)
         ))  # fmt: skip
 
-    def _reference(self, policy: nn.Module, options: dict[str, Any]) -> nn.Module:
-        """The model that the policy is compared with: its own first weights, or the one that the recipe names."""
-        name = self.config.algorithm.reference
-        if not name:
-            return copy.deepcopy(policy)
-        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
-        if theirs.get_vocab() != self.tokenizer.get_vocab():
-            raise ValueError(f"algorithm.reference: {name} has another tokenizer than the model, so their tokens cannot be "
-                             "compared")  # fmt: skip
-        return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options)
-
-    def _assert_packable(self, model: Model, about: Any) -> None:
-        if not packable(model, about, self.tolerance, self.device):
+    def _assert_fits(self, model: Model, head: Head | None, about: Any) -> None:
+        """Raises `ValueError` where a model cannot be read as the recipe says."""
+        if self.hidden and not packable(model, about, self.tolerance, self.device):
             raise ValueError(
                 f"learner.packing: {about.model_type} lets packed samples see each other; say learner.packing=false"
+            )
+        if head and not readable(model, head, about.get_text_config().vocab_size, self.tolerance, self.device):
+            raise ValueError(
+                f"learner.logits: {about.model_type} changes its logits after its last layer, so they cannot be worked out in "
+                "parts, nor that layer alone in float32; say learner.logits=1000 and learner.float32_head=false"
             )
 
     def _plain_norm(self) -> float:

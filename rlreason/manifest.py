@@ -30,7 +30,7 @@ OUTPUTS = {  # what a kind of stage makes, for others to take
 FREE = ("out", "log", "eval.gate", "recovery", "chaos", "loop.keep")  # options that change nothing that a stage makes
 
 SCALE = (  # options that say on how much of what it is made: they change no more than the last bits
-    "learner.workers", "learner.tokens", "learner.gradient_checkpointing", "learner.packing",
+    "learner.workers", "learner.tokens", "learner.gradient_checkpointing", "learner.packing", "learner.logits",
     "learner.deepspeed.zero_optimization", "rollout.workers", "rewards.workers", "transport",
 )  # fmt: skip
 

@@ -23,7 +23,6 @@ from rlreason.types import Group, Sample, Task
 from rlreason.waves import Wave, Waves
 from rlreason.weights import Gone, Handle, register
 
-
 SEQUENCES = 256  # that a CPU engine writes at a time
 CONTEXT = 6  # tokens of a prompt that say how its answer's first ones are spelt
 BLOCK = 128  # tokens of a block of its cache: what vLLM takes there
@@ -65,6 +64,8 @@ class Rollout:
         }
         if share:
             defaults["gpu_memory_utilization"] = 0.4
+        if config.learner.float32_head:
+            defaults["hf_overrides"] = {"head_dtype": "float32"}
         if not gpu:
             defaults |= {"max_num_seqs": SEQUENCES, "block_size": BLOCK}
             asked = defaults | config.rollout.vllm
