@@ -33,7 +33,8 @@ def killed_while_idle(folder: Path) -> Seen:
     run.whole(2000)
     assert noticed < 5
     assert run.events("evaluation", when="after")
-    return Seen(f"noticed after {noticed:.1f} s; the examination had both engines", back(run, "rollout-1")["up"], "none")
+    back(run, "rollout-1")
+    return Seen(f"noticed after {noticed:.1f} s, and replaced; the examination had both engines", lost="none")
 
 
 def killed_while_generating(folder: Path) -> Seen:
