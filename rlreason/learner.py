@@ -113,9 +113,9 @@ class Learner:
         self.alone = Stopwatch(partial(torch.cuda.Event, enable_timing=True) if self.gpu else None)  # forward passes
         self.tolerance = 0.1 if self.gpu else 1e-3  # of log-probabilities where nothing differs but how they are computed
         self.hidden: int | None = policy.config.get_text_config().hidden_size if config.learner.packing else None
-        self._assert_fits(self._logits, self.head, policy.config)
+        self.head = self._fitting(self._logits, self.head, policy.config)
         if self.reference and reference is not None:
-            self._assert_fits(self.reference, self.reference_head, reference.config)
+            self.reference_head = self._fitting(self.reference, self.reference_head, reference.config)
 
     def step(self, groups: list[Group]) -> Metrics:
         """Learn from every judged sample of `groups`, in `learner.updates` optimizer steps over a part of them each.
@@ -246,17 +246,19 @@ class Learner:
             for i, s in enumerate(samples)
         ))  # fmt: skip
 
-    def _assert_fits(self, model: Model, head: Head | None, about: Any) -> None:
-        """Raises `ValueError` where a model cannot be read as the recipe says."""
+    def _fitting(self, model: Model, head: Head | None, about: Any) -> Head | None:
+        """`head`, if the model can be read by it. Raises `ValueError` where it cannot be read as the recipe says."""
         if self.hidden and not packable(model, about, self.tolerance, self.device):
             raise ValueError(
                 f"learner.packing: {about.model_type} lets packed samples see each other; say learner.packing=false"
             )
-        if head and not readable(model, head, about.get_text_config().vocab_size, self.tolerance, self.device):
-            raise ValueError(
-                f"learner.logits: {about.model_type} changes its logits after its last layer, so they cannot be worked out in "
-                "parts, nor that layer alone in float32; say learner.logits=1000 and learner.float32_head=false"
-            )
+        if not head or readable(model, head, about.get_text_config().vocab_size, self.tolerance, self.device):
+            return head
+        why = f"{about.model_type} changes its logits after its last layer"
+        if head.whole:
+            raise ValueError(f"learner.float32_head: {why}, so that layer cannot be read alone; say learner.float32_head=false")
+        print(f"{why}, so they are worked out all at once, whatever learner.logits says: fewer learner.tokens need less memory")
+        return None
 
     def _plain_norm(self) -> float:
         """The gradient's norm before clipping; DeepSpeed tells it for every set-up but ZeRO 0 in float32."""

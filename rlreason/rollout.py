@@ -262,7 +262,9 @@ class Rollout:
         logprobs = np.zeros(len(tokens), np.float32)
         logprobs[len(prompt) :] = [places[t].logprob for t, places in zip(ids, answer.logprobs, strict=True)]
         truncated = answer.finish_reason == "length"
-        text = answer.text if self.config.rollout.stop else self._text(prompt, ids[: None if truncated else -1])
+        text = (
+            answer.text if self.config.rollout.stop else self._text(prompt, ids[:-1] if answer.finish_reason == "stop" else ids)
+        )
         reward, parts, failures = await self.pool.judge(
             task, text, self.config.tasks.reward,
             length=len(ids), limit=self.config.rollout.max_tokens, truncated=truncated,

@@ -194,6 +194,17 @@ for kind, more in {
     except ValueError as error:
         told[kind] = str(error)
 
+about = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "num_key_value_heads": 2, "head_dim": 32,
+         "final_logit_softcapping": 0.5}
+made = directory({"from_config": about | SIZES, "characters": "abc"}, Path(out) / "gemma2")
+torch.manual_seed(0)
+AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(made)).save_pretrained(made)
+told["whole"] = learner(AlgorithmConfig(), logits=1e-6).head is None
+try:
+    learner(AlgorithmConfig(), float32_head=True)
+except ValueError as error:
+    told["float32"] = str(error)
+
 made = sys.argv[1]
 one = Group(Task("by hand", ""), [sample(n - 4, 0.0) for n in (10, 6, 5, 5, 4)])
 told["padding"] = [learner(METHOD, packing=packing, tokens=4096).step([one])["padding"] for packing in (False, True)
@@ -229,4 +240,6 @@ def test_a_model_that_cannot_be_packed_is_refused_and_padding_is_what_remains(mo
     for kind in ("opt", "lfm2"):
         assert told[kind] == f"learner.packing: {kind} lets packed samples see each other; say learner.packing=false"
     assert told["gpt2"] is True
+    assert told["whole"] is True, "logits that are capped after the head are worked out all at once"
+    assert told["float32"].startswith("learner.float32_head: gemma2 changes its logits after its last layer")
     assert told["padding"] == pytest.approx([0.4, 0.0])
