@@ -17,7 +17,7 @@ import math
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ Named = Iterable[tuple[str, Tensor]]
 
 
 HEADER = 64  # bytes before the tensors in shared memory: the number of the publication that they are
+BUCKET = 256 << 20  # bytes of tensors that one broadcast carries, or one larger tensor
+ALIGNED = 16  # bytes at a multiple of which each of them begins
 
 
 class Gone(Exception):
@@ -115,14 +117,46 @@ class Publisher:
 
     def _nccl(self, tensors: list[Tensor]) -> Handle:
         def send() -> None:
-            for t in tensors:
-                self.group.broadcast(t.contiguous(), src=0, stream=torch.cuda.current_stream())
+            for part in buckets([t.nbytes for t in tensors]):
+                self.group.broadcast(joined(tensors[part]), src=0, stream=torch.cuda.current_stream())
             torch.cuda.synchronize()
 
         # The engines join the broadcast when they get the handle, so it cannot be awaited before it is returned.
         self.sending = threading.Thread(target=send, daemon=True)
         self.sending.start()
         return {}
+
+
+def buckets(sizes: Sequence[int]) -> Iterator[slice]:
+    """Which tensors, of these `sizes` in bytes, share a broadcast: a message a tensor would wait for the network each time."""
+    start, filled = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and filled + size > BUCKET:
+            yield slice(start, i)
+            start, filled = i, 0
+        filled += -(-size // ALIGNED) * ALIGNED
+    if sizes:
+        yield slice(start, len(sizes))
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Their bytes one after the other: uint8, on their device."""
+    parts = [t.contiguous().reshape(-1).view(torch.uint8) for t in tensors]
+    return torch.cat([torch.nn.functional.pad(part, (0, -len(part) % ALIGNED)) for part in parts])
+
+
+def parted(handle: Handle, receive: Callable[[int], Tensor]) -> Iterator[list[tuple[str, Tensor]]]:
+    """The tensors of a handle of kind `nccl`, a bucket at a time; `receive(n)`: the next n bytes, as uint8 on the device."""
+    dtypes = [getattr(torch, name) for name in handle["dtypes"]]
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(handle["shapes"], dtypes, strict=True)]
+    for part in buckets(sizes):
+        buffer, start, found = receive(sum(-(-size // ALIGNED) * ALIGNED for size in sizes[part])), 0, []
+        for name, dtype, shape, size in zip(
+            handle["names"][part], dtypes[part], handle["shapes"][part], sizes[part], strict=True
+        ):
+            found.append((name, buffer[start : start + size].view(dtype).view(shape)))
+            start += -(-size // ALIGNED) * ALIGNED
+        yield found
 
 
 def digest(tensors: Named) -> str:
@@ -201,7 +235,7 @@ def register() -> None:
         return
 
     class Engine(WeightTransferEngine):  # type: ignore[misc]
-        """The rollout's end: shared memory and files by itself, NCCL and CUDA IPC by vLLM's own engines."""
+        """The rollout's end: shared memory, files and buckets by itself; CUDA IPC, and the meeting for NCCL, by vLLM's."""
 
         init_info_cls = Init
         update_info_cls = Update
@@ -243,10 +277,18 @@ def register() -> None:
                 self.model.load_weights(read(handle))
                 return
             peer = self._delegate(handle["kind"])
-            more = {"ipc_handles": handle["ipc_handles"]} if handle["kind"] == "ipc" else {}
-            peer.receive_weights(
-                peer.update_info_cls(names=handle["names"], dtype_names=handle["dtypes"], shapes=handle["shapes"], **more)
-            )
+            if handle["kind"] == "nccl":
+
+                def receive(size: int) -> Tensor:
+                    buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
+                    peer.model_update_group.broadcast(buffer, src=0, stream=torch.cuda.current_stream())
+                    return buffer
+
+                for bucket in parted(handle, receive):
+                    self.model.load_weights(bucket)
+                return
+            about = {"names": handle["names"], "dtype_names": handle["dtypes"], "shapes": handle["shapes"]}
+            peer.receive_weights(peer.update_info_cls(**about, ipc_handles=handle["ipc_handles"]))
 
         def shutdown(self) -> None:
             if self.peer is not None:

@@ -1,11 +1,13 @@
 """Weights through memory and through a file: what arrives is what was sent."""
 
 import os
+from collections import deque
 
 import pytest
 import torch
 
-from rlreason.weights import Publisher, read
+from rlreason import weights
+from rlreason.weights import Publisher, buckets, joined, parted, read
 
 
 def tensors(seed: int) -> list[tuple[str, torch.Tensor]]:
@@ -28,6 +30,27 @@ def test_what_arrives_is_what_was_sent_the_second_time_too(kind, tmp_path):
         for name, sent in tensors(seed):
             assert arrived[name].dtype == sent.dtype
             assert torch.equal(arrived[name], sent)
+
+
+@pytest.mark.parametrize(("most", "messages"), [(1, 4), (100, 2), (1 << 20, 1)])
+def test_a_broadcast_carries_many_tensors(monkeypatch, most, messages):
+    """What the learner's end joins is what the engine's end takes apart, whatever comes between the two."""
+    monkeypatch.setattr(weights, "BUCKET", most)
+    sent = tensors(0)
+    wire = deque(joined([t for _, t in sent[part]]) for part in buckets([t.nbytes for _, t in sent]))
+    assert len(wire) == messages
+    handle = {"names": [name for name, _ in sent], "shapes": [list(t.shape) for _, t in sent],
+              "dtypes": [str(t.dtype).removeprefix("torch.") for _, t in sent]}  # fmt: skip
+
+    def receive(size):
+        assert len(wire[0]) == size
+        return wire.popleft()
+
+    arrived = [one for bucket in parted(handle, receive) for one in bucket]
+    assert [name for name, _ in arrived] == handle["names"]
+    for (_, here), (_, there) in zip(arrived, sent, strict=True):
+        assert here.dtype == there.dtype
+        assert torch.equal(here, there)
 
 
 def test_shared_memory_has_no_name_to_leave_behind():
