@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +41,18 @@ def _bytes_a_token(about: ModelConfig) -> int:
     """Of the cache, in float32."""
     heads: int = about.get_total_num_kv_heads()
     return 2 * 4 * about.hf_text_config.num_hidden_layers * heads * about.get_head_size()
+
+
+def _made(args: EngineArgs) -> LLMEngine:
+    """An engine of one process meets itself in a file of the temporary folder, needs it never again, and would leave it."""
+    if args.tensor_parallel_size * args.pipeline_parallel_size > 1:
+        return LLMEngine.from_engine_args(args)
+    with tempfile.TemporaryDirectory(prefix="rlreason-engine-") as folder:
+        before, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            return LLMEngine.from_engine_args(args)
+        finally:
+            tempfile.tempdir = before
 
 
 class Rollout:
@@ -82,7 +95,7 @@ class Rollout:
             weight_transfer_config=WeightTransferConfig(backend="rlreason"),
             **defaults | config.rollout.vllm,
         )
-        self.engine = LLMEngine.from_engine_args(args)
+        self.engine = _made(args)
         self.tokenizer = self.engine.get_tokenizer()
         room = self.engine.model_config.max_model_len - config.rollout.max_tokens
         if room < 1:

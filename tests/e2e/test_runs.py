@@ -85,7 +85,9 @@ def test_rollouts_and_reward_parts_are_written_for_people(debug):
     assert row["reward"] == pytest.approx(sum(row["parts"].values()))
 
 
-def test_the_same_seed_gives_the_same_metrics(debug, models, digits, tmp_path):
+def test_the_same_seed_gives_the_same_metrics_and_nothing_is_left_in_the_temporary_folder(debug, models, digits, tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
     again = rlreason(
         "train",
         DEBUG,
@@ -93,9 +95,11 @@ def test_the_same_seed_gives_the_same_metrics(debug, models, digits, tmp_path):
         f"tasks.path={digits}",
         f"out={tmp_path / 'again'}",
         out=tmp_path / "again",
+        TMPDIR=str(folder),
     )
     assert again.code == 0, again.text
     assert plain(again.rows) == plain(debug.rows)
+    assert not [file for file in folder.rglob("*") if file.is_file()], "torch makes a folder for what it compiles, and no more"
 
 
 def test_a_run_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(debug, models, digits, tmp_path):
