@@ -2,7 +2,7 @@
 
     python benchmarks/trl_quickstart.py RUN [key=value …]
 
-RUN is a finished run of recipes/quickstart.yaml. Wants an environment with TRL (1.16 was used), which rlreason does not ask for.
+RUN is a finished run of recipes/quickstart.yaml. Wants an environment with TRL (1.16 was used), which rlreason does not need.
 Prints a JSON line per batch of answers: seconds since the command, and the share of them that is right.
 """
 
