@@ -60,6 +60,8 @@ class Learners:
         self.config, self.ranks, self.about, self.share, self.say, self.read = config, ranks, about, share, say, read
         self.version = self.diverged = 0
         self.straggling = Straggling()
+        self.gone: Lost | None = None  # a rank that was lost, also while nothing is asked of it
+        self.watches: list[asyncio.Task[None]] = []
         self.stacks: Meeting = self._stacks  # writes those of every process of the run, where more than these are known
         self.met: Meeting | None = None  # where weights are broadcast: how new learners meet the engines
 
@@ -89,6 +91,7 @@ class Learners:
             await self.stacks()
             why = f"were not ready {self.config.recovery.start:g} s after they were started (recovery.start)"
             raise Lost("the learners", why, True) from None
+        self.watches = [asyncio.create_task(self._watch(rank)) for rank in self.ranks]
         if self.met:
             await self.met()
 
@@ -103,8 +106,19 @@ class Learners:
 
     def end(self) -> None:
         """Kill every rank that there is."""
+        self.rest()
         for rank in self.ranks:
             rank.kill()
+
+    def rest(self) -> None:
+        """Watch the ranks no more: they are about to be ended."""
+        for watch in self.watches:
+            watch.cancel()
+        self.watches, self.gone = [], None
+
+    async def _watch(self, rank: Rank) -> None:
+        """Engines may wait for weights that die with a learner, and the loop for the engines: somebody has to look."""
+        self.gone = await pulse.lost(rank, self.config.recovery.hung, lambda: False)
 
     async def step(self, groups: list[Group]) -> Metrics:
         """One step of all ranks. Raises `Failure` when too many in a row came to NaN or infinity, and were skipped."""
@@ -139,12 +153,13 @@ class Learners:
         folder = out / "checkpoints" / f"v{self.version}"
         stage = (self.config.learner.deepspeed.get("zero_optimization") or {}).get("stage", 0)
         state = {"version": self.version, "cursor": cursor, "pending": list(pending), "ranks": len(self.ranks), "stage": stage}
-        space.another(out)
-        checkpoint.begin(folder)
         try:
-            await self._all("save", str(folder.absolute()), state)
-            await self._all("export", str((out / "weights" / f"v{self.version}").absolute()))
-            await self._commit(folder, state)
+            if folder not in checkpoint.committed(folder.parent):  # it is, if only pointing at it has failed
+                space.another(out)
+                checkpoint.begin(folder)
+                await self._all("save", str(folder.absolute()), state)
+                await self._all("export", str((out / "weights" / f"v{self.version}").absolute()))
+                await self._commit(folder, state)
             checkpoint.point(out / "weights" / "last", f"v{self.version}")
         finally:  # what could not be written whole takes the room that is missing
             for left in [*checkpoint.prune(folder.parent, self.config.loop.keep),

@@ -78,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train(parsed: argparse.Namespace) -> None:
+    from rlreason import signals
+
+    with signals.ending():
+        _train(parsed)
+
+
+def _train(parsed: argparse.Namespace) -> None:
     from rlreason import pipeline, stages
 
     many = _pipeline(parsed)

@@ -17,6 +17,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed"
 
 import ray
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -45,6 +46,7 @@ async def start(
         _connect()
     free = ray.available_resources()
     workers: list[Worker] = []
+    body: Learners | None = None
     try:
         _compare(out)
         there = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
@@ -59,7 +61,6 @@ async def start(
         what = ("rlreason.rollout", "Rollout", config, model, there.device, there.share)
         about = (config, model, made, there.device, there.transport)
         fleet = Rollouts(engines, what, config.recovery, ray.put, say)
-        body: Learners
         if there.share:
             body = TakingTurns(config, ranks, about, ray.put, say, fleet)
         else:
@@ -79,6 +80,8 @@ async def start(
             yield body, fleet
             await fleet.close()
     finally:
+        if body:
+            body.rest()
         if shared:
             await _end(workers, free)
         else:
@@ -138,12 +141,16 @@ def _connect() -> None:
         ray_constants.ENABLE_RAY_CLUSTER = False  # it read the environment when it was imported
         undertaker.keep_watch(f"RAY_AUTH_TOKEN_PATH={os.environ['RAY_AUTH_TOKEN_PATH']}", nodes.private())
         ours = {"_node_ip_address": "127.0.0.1", "_temp_dir": str(nodes.private() / "ray")}  # which it opens to all
+    theirs = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None  # Ray's exits at once, and a run that starts has more to do
     try:
         with pulse.watchdog(STARTS, "Ray's start"):
             ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False, **ours)
     except (RayError, RuntimeError, ConnectionError, ValueError) as error:
         raise ResourceError(nodes.refused(address, error)) from None
-    signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits at once
+    finally:
+        ray_utils.set_sigterm_handler = theirs
+        signal.signal(signal.SIGTERM, handler)  # whatever Ray has put there
 
 
 def _compare(out: str, patience: float = 60.0) -> None:

@@ -67,7 +67,8 @@ class Exams:
 
     async def score(self, when: str, version: int) -> None:
         """Accuracy before or after training: asked once, and kept across restarts."""
-        if self.tasks and not self._path(when).exists():
+        path = self._path(when)
+        if self.tasks and not (path.exists() and checkpoint.read_json(path)["step"] == version):  # of a run that goes on
             await self._examine(when, version, [self.engines.sample(task, self.config.eval.samples) for task in self.tasks])
 
     async def _examine(self, when: str, version: int, asked: Sequence[Awaitable[Group]]) -> None:

@@ -79,11 +79,11 @@ class Learner:
         dtype = torch.bfloat16 if self.gpu else torch.float32
         # The kernel that needs no attention mask where a row is a sample: it is padded on the right, and attention is causal.
         trust = config.trust_remote_code
-        options = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": trust}
-        policy = policy_of(model, made, options)
+        options = {"dtype": dtype, "attn_implementation": "sdpa"}
+        policy = policy_of(model, made, trust, options)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust)
         named = config.algorithm.reference
-        reference = reference_of(policy, self.tokenizer, named, options) if config.algorithm.compares else None
+        reference = reference_of(policy, self.tokenizer, named, trust, options) if config.algorithm.compares else None
         self.head, self.reference_head = head_of(policy, config.learner), head_of(reference, config.learner)
         if config.learner.gradient_checkpointing:
             policy.gradient_checkpointing_enable()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlreason import checkpoint
 from rlreason.errors import StorageError
 
 
@@ -30,14 +31,20 @@ class Audit:
 def audit(out: Path) -> Audit:
     """The whole ledger of a run, over all its restarts."""
     path = out / "ledger.jsonl"
+    consumed: dict[int, int] = {}
     try:
-        return check(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} cannot be read: {error}") from None
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for folder in checkpoint.committed(out / "checkpoints"):
+            state = checkpoint.read_json(folder / checkpoint.MANIFEST)["state"]
+            consumed[state["version"]] = state["cursor"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageError(f"{path}, or a manifest, cannot be read: {error}") from None
+    return check(rows, consumed)
 
 
-def check(rows: Iterable[dict[str, Any]]) -> Audit:
-    """`rows`, one per step: {step, trained: [id], dropped: {id: why}, pending: [id]}."""
+def check(rows: Iterable[dict[str, Any]], consumed: Mapping[int, int] | None = None) -> Audit:
+    """`rows`, one per step: {step, trained: [id], dropped: {id: why}, pending: [id]}. `consumed`: how many tasks the run
+    had taken by some of the steps, as its checkpoints have it; the stream of tasks goes on from there."""
     trained: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     why: Counter[str] = Counter()
@@ -53,6 +60,9 @@ def check(rows: Iterable[dict[str, Any]]) -> Audit:
         if lost := {*pending} - {*row["trained"], *row["dropped"], *row["pending"]}:
             wrong.append(f"step {step}: lost without a reason: {', '.join(sorted(lost))}")
         pending = row["pending"]
+        told = trained.total() + dropped.total()
+        if (taken := (consumed or {}).get(step, told)) != told:
+            wrong.append(f"step {step}: {taken} tasks were taken by then, and {told} are told of")
     wrong += [f"{name} was trained on {times} times" for name, times in trained.items() if times > 1]
     wrong += [f"{name} was trained on, and dropped" for name in trained.keys() & dropped.keys()]
     wrong += [f"{name} was consumed, and is pending" for name in {*pending} & (trained.keys() | dropped.keys())]

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from rlreason import checkpoint, manifest, model, recipe, space
+from rlreason import checkpoint, manifest, model, recipe, signals, space
 from rlreason.config import Config
 from rlreason.errors import Failure, RecipeError, Regressed
 from rlreason.named import near
@@ -281,6 +281,7 @@ def _run(pipeline: Pipeline, redo: bool, began: float, force: bool) -> dict[str,
 
                 stack.enter_context(cluster.connected())
             summaries[name] = stages.run(config, name, began, out, force)
+            signals.between(f"stage {name}")
             if config.eval.gate == "stop" and (worse := summaries[name].get("regressions")):
                 raise Regressed(f"stage {name} made the model worse than it was, so the pipeline stops (eval.gate: stop):",
                                 worse, f"    {name}.eval.gate=report goes on all the same; nothing is done again")  # fmt: skip

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from rlreason.config import LearnerConfig
 from rlreason.head import Head
 
-Options = dict[str, Any]  # of transformers' loading functions: dtype, attn_implementation, trust_remote_code
+Options = dict[str, Any]  # of transformers' loading functions: dtype, attn_implementation
 
 
 def without_dropout(config: Any) -> Any:
@@ -21,24 +21,24 @@ def without_dropout(config: Any) -> Any:
     return config
 
 
-def policy_of(model: str, made: bool, options: Options) -> Any:
-    """The model that learns; `made`: with weights drawn from torch's seed."""
-    about = without_dropout(AutoConfig.from_pretrained(model, trust_remote_code=options["trust_remote_code"]))
+def policy_of(model: str, made: bool, trust: bool, options: Options) -> Any:
+    """The model that learns; `made`: with weights drawn from torch's seed. `trust`: its own code may run."""
+    about = without_dropout(AutoConfig.from_pretrained(model, trust_remote_code=trust))
     if made:
-        return AutoModelForCausalLM.from_config(about, **options)
-    return AutoModelForCausalLM.from_pretrained(model, config=about, use_safetensors=True, **options)
+        return AutoModelForCausalLM.from_config(about, trust_remote_code=trust, **options)
+    return AutoModelForCausalLM.from_pretrained(model, config=about, use_safetensors=True, trust_remote_code=trust, **options)
 
 
-def reference_of(policy: Any, tokenizer: Any, name: str, options: Options) -> Any:
+def reference_of(policy: Any, tokenizer: Any, name: str, trust: bool, options: Options) -> Any:
     """The model that `policy` is compared with: its own first weights, or the one that the recipe names."""
     if not name:
         return copy.deepcopy(policy)
-    theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
+    theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"algorithm.reference: {name} has another tokenizer than the model, so their tokens cannot be compared"
         )
-    return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options)
+    return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=trust, **options)
 
 
 def head_of(model: Any, config: LearnerConfig) -> Head | None:

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -38,6 +39,35 @@ async def unless(stop: Callable[[], bool], work: Awaitable[T], doing: str) -> T:
         await asyncio.gather(task, return_exceptions=True)
 
 
+LATE: list[int] = []  # what was asked of a run that had nothing left to stop
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Outside of `stopping`, as before anything has started: SIGTERM and SIGUSR1 end the command there and then.
+
+    By `SystemExit`, which no library takes for an error of its own.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        print("rlreason: stopped while nothing was learned; the same command goes on from there", file=sys.stderr, flush=True)
+        raise SystemExit(Interrupted.code)
+
+    LATE.clear()
+    old = {s: signal.signal(s, end) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+def between(done: str) -> None:
+    """Raises `Interrupted` if what is `done` was asked to stop when it was too late for it."""
+    if LATE:
+        raise Interrupted(f"stopped after {done}; the same command goes on from there")
+
+
 @contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
     """SIGTERM, SIGUSR1 (Slurm's warning) and a first Ctrl-C end the run after its step; a second Ctrl-C at once."""
@@ -51,6 +81,7 @@ def stopping() -> Iterator[Callable[[], bool]]:
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield lambda: bool(asked)
+        LATE.extend(asked)
     finally:
         for s, handler in old.items():
             signal.signal(s, handler)

@@ -74,7 +74,13 @@ async def run(config: Config, name: str, tasks: Tasks, began: float) -> dict[str
             learners, rollouts = await unless(stop, stack.enter_async_context(starting), "starting")
             answers = await stack.enter_async_context(_answers(config, path, rollouts))
             chaos = stack.enter_context(Chaos(config.chaos, cluster.roles(learners, rollouts), journal.count("chaos"), say))
-            life = Life(config, tasks, learners, rollouts, answers, journal, display, stop, say, chaos, losses)
+
+            def halted() -> bool:
+                if learners.gone:
+                    raise learners.gone
+                return stop()
+
+            life = Life(config, tasks, learners, rollouts, answers, journal, display, halted, say, chaos, losses)
             while True:
                 try:
                     exams = await life.run()

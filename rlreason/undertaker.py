@@ -25,12 +25,12 @@ def keep_watch(mark: str, folder: Path) -> None:
                      start_new_session=True, env={})  # fmt: skip
 
 
-def bury(mark: bytes, folder: str) -> None:
-    """Kill every process that bears the mark, until there is none, and remove the folder."""
+def bury(mark: bytes, folder: str, driver: int) -> None:
+    """Kill every process that bears the mark, until there is none, and remove the folder. `driver`: is about to end."""
     deadline = time.monotonic() + PATIENCE
     quiet = 0
     while quiet < 3 and time.monotonic() < deadline:  # one may be just starting another
-        found = marked(mark)
+        found = [process for process in marked(mark, folder) if process != driver]
         for process in found:
             try:
                 os.kill(process, signal.SIGKILL)
@@ -41,20 +41,32 @@ def bury(mark: bytes, folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def marked(mark: bytes) -> list[int]:
-    """The processes whose environment has this entry; zombies have none."""
+def marked(mark: bytes, folder: str) -> list[int]:
+    """The processes whose environment has this entry, or that have a file of `folder` open: Ray's agents write their title
+    over their environment. Zombies have neither, and this process is none of them."""
     found = []
     for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 with open(f"/proc/{entry.name}/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
+                    if mark in file.read().split(b"\0") or _holds(entry.path, folder):
                         found.append(int(entry.name))
             except OSError:  # it has ended, or is somebody else's
                 continue
     return found
 
 
+def _holds(process: str, folder: str) -> bool:
+    for descriptor in os.scandir(f"{process}/fd"):
+        try:
+            if os.readlink(descriptor.path).startswith(f"{folder}/"):
+                return True
+        except OSError:  # it was closed just now
+            continue
+    return False
+
+
 if __name__ == "__main__":
+    driver = os.getppid()
     sys.stdin.buffer.read()
-    bury(os.fsencode(sys.argv[1]), sys.argv[2])
+    bury(os.fsencode(sys.argv[1]), sys.argv[2], driver)

@@ -480,3 +480,21 @@ def test_ranks_that_are_slow_in_turns_are_no_stragglers(tmp_path):
 def test_no_time_at_all_is_no_division_by_zero(tmp_path):
     assert Life(tmp_path, *alone(0.0, 0.0)).steps(1)[0]["time/straggle"] == 0.0
     assert body.STRAGGLES > 1
+
+
+def test_a_rank_that_dies_while_nothing_is_asked_of_it_is_known_all_the_same(tmp_path):
+    """Engines may wait for weights that died with it, and the loop for the engines."""
+    life = Life(tmp_path, {}, {})
+
+    async def work(learners):
+        await learners.begin()
+        before = learners.gone
+        life.ranks[1].gone.set()
+        await asyncio.sleep(3)
+        lost = learners.gone
+        await learners.begin()
+        after = learners.gone
+        learners.end()
+        return before, lost.name, after
+
+    assert life.does(work) == (None, "learner-1", None)

@@ -18,6 +18,12 @@ def test_what_adds_up():
     assert str(audit) == "7 tasks asked: 5 trained on, 2 dropped (not kept), 0 pending"
 
 
+def test_a_task_that_a_checkpoint_has_taken_and_nobody_tells_of_is_lost():
+    rows = [row(1, "ab"), row(2, "cd", "e")]
+    assert ledger.check(rows, {1: 2, 2: 5}).wrong == []
+    assert ledger.check(rows, {1: 3}).wrong == ["step 1: 3 tasks were taken by then, and 2 are told of"]
+
+
 @pytest.mark.parametrize(
     ("rows", "wrong"),
     [

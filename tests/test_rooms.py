@@ -17,6 +17,8 @@ MAY = {  # a file of the package, or a folder -> which of them it may import
     "algorithms": {"torch"},  # for type checkers only
     "export": {"torch", "transformers"},  # in its own process
     "forward": {"torch"},
+    "head": {"torch"},
+    "pretrained": {"transformers"},
     "frozen": {"deepspeed", "torch"},
     "moved": {"deepspeed", "torch"},
     "meeting": {"torch"},  # torch.distributed

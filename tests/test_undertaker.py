@@ -16,6 +16,8 @@ undertaker.keep_watch(mark, folder)
 name, _, value = mark.partition("=")
 sleep = [sys.executable, "-c", "import subprocess, sys; subprocess.run(['sleep', '600'])"]  # and a child of its own
 helper = subprocess.Popen(sleep, env=os.environ | {name: value}, start_new_session=True)
+# As Ray's agents: a process without the mark, whose log is in the folder.
+subprocess.Popen(["sleep", "600"], env={}, start_new_session=True, stdout=(folder / "log").open("w"))
 print(helper.pid, flush=True)
 time.sleep(600)
 """
@@ -31,12 +33,12 @@ def test_everything_below_a_killed_driver_goes_and_nothing_else(tmp_path):
     try:
         driver.stdout.readline()
         deadline = time.monotonic() + 10
-        while len(undertaker.marked(mark.encode())) < 2:
+        while len(undertaker.marked(mark.encode(), str(folder))) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         driver.kill()
         driver.wait()
-        while undertaker.marked(mark.encode()) or folder.exists():
+        while undertaker.marked(mark.encode(), str(folder)) or folder.exists():
             assert time.monotonic() < deadline, "still there"
             time.sleep(0.02)
         assert other.poll() is None

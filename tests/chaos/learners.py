@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from statistics import median
 
@@ -43,6 +44,18 @@ def diverges_for_good(folder: Path) -> Seen:
     assert code == 1, f"exit {code}: {text[-1500:]}"
     assert "the last 3 steps came to NaN or infinity" in text
     return Seen("exit 1 after the third in a row; the batches are named")
+
+
+def both_die(folder: Path) -> Seen:
+    """The only engine, and while it is replaced the learner: then the weights that it waits for are gone too."""
+    run = Running(folder / "run", "rollout.workers=1", "recovery.hung=10")
+    run.step(20)
+    run.strike("rollout-0")
+    time.sleep(1.0)
+    run.strike("learner-0")
+    audit = run.whole()
+    back = run.events("learners", what="back")[0]
+    return Seen(f"both replaced; {audit}", back["seconds"], "steps since the last checkpoint")
 
 
 def a_rank_dies(folder: Path) -> Seen:
@@ -125,6 +138,8 @@ def in_flight(folder: Path) -> Seen:
 CASES = [
     Case(43, "NaN in a loss, now and then", "step skipped, its batch kept, the run goes on", diverges_now_and_then, True),
     Case(43, "NaN in every step", "the run ends after recovery.diverged in a row", diverges_for_good, True),
+    Case(45, "the only engine dies, and then the learner, in one phase", "both are replaced, whoever waits for whom", both_die,
+         True),
     Case(45, "a learner rank SIGKILLed", "all ranks rebuilt from the last commit by the same process", a_rank_dies, True),
     Case(45, "a learner rank hangs (SIGSTOP)", "noticed within recovery.hung, named, rebuilt", a_rank_hangs, True),
     Case(45, "learners that die after every step", "bounded by recovery.retries", dies_again_and_again, True),

@@ -10,6 +10,7 @@ from real import ROOT
 pytestmark = pytest.mark.e2e
 sys.path.insert(0, str(ROOT / "tests" / "chaos"))
 
+import drivers  # noqa: E402
 import engines  # noqa: E402
 import learners  # noqa: E402
 
@@ -20,7 +21,8 @@ def cases(section, *checks):
 
 @pytest.mark.parametrize("case", [
     *cases(engines, engines.killed_while_generating),
-    *cases(learners, learners.a_rank_dies, learners.diverges_now_and_then),
+    *cases(learners, learners.a_rank_dies, learners.both_die, learners.diverges_now_and_then),
+    *cases(drivers, drivers.asked_to_stop_while_ray_starts, drivers.killed_while_ray_starts),
 ])  # fmt: skip
 def test_a_fault_ends_as_expected(case, tmp_path):
     print(case.check(tmp_path).text)
