@@ -356,6 +356,24 @@ def test_a_rank_that_cannot_write_leaves_no_checkpoint_and_the_older_ones_as_the
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["v1", "v3"], "its part is gone"
 
 
+def test_a_commit_whose_pointer_fails_is_pointed_at_when_it_is_saved_again(tmp_path):
+    life, obstacle = Life(tmp_path, {}), tmp_path / "weights" / ".last.partial"
+    (obstacle / "in the way").mkdir(parents=True)
+
+    async def work(learners):
+        await learners.begin()
+        with pytest.raises(StorageError):
+            await learners.save(4, [])
+        written = [*life.ranks[0].told]
+        (obstacle / "in the way").rmdir()
+        obstacle.rmdir()
+        await learners.save(4, [])
+        assert life.ranks[0].told == written, "what is committed is not written again"
+
+    life.does(work)
+    assert (tmp_path / "weights" / "last").is_symlink()
+
+
 def test_a_commit_that_stands_still_is_told_as_the_storage_s_trouble(tmp_path):
     """Who opens a file that another holds a lease on waits in the kernel, as for a file system that is gone."""
     life = Life(tmp_path, {}, hung=1)

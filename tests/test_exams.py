@@ -87,6 +87,22 @@ def test_an_exam_that_a_stop_cut_off_is_asked_again(tmp_path, sample):
     assert [e["step"] for e in rest.results()] == [0, 1, 2, 3, 4]
 
 
+def test_a_score_is_asked_once_and_anew_of_a_run_that_went_on(tmp_path, sample):
+    """By force a run may be made longer when it was done: the old score is not that of the new weights."""
+
+    async def go():
+        engines = Engines(sample, SHARES)
+        exam, _ = exams(tmp_path, engines)
+        found = []
+        for version in (1, 1, 2):
+            await engines.load(None, version)
+            await exam.score("after", version)
+            found.append((exam.accuracy("after")["mean"], len(engines.asked)))
+        return found
+
+    assert asyncio.run(go()) == [(0.75, 8), (0.75, 8), (1.0, 16)]
+
+
 def test_a_domain_that_got_worse_is_named(tmp_path, sample):
     exam, *_ = through(tmp_path, sample)
     assert [one.domain for one in exam.regressions()] == ["code"]
