@@ -3,7 +3,7 @@
     python benchmarks/scale.py [WORKERSxSAMPLES …]
 
 Up to 1,024 engines, in a few processes that stand for all of them, and a learner that does nothing with what it is
-given. So all that a step takes is the driver's, and Ray's. Prints a line per case; without a case the table in RESULTS.md.
+given. So all that a step takes is the driver's, and Ray's. Prints a line per case; without a case, of all in `CASES`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import inspect
 import itertools
 import sys
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -36,8 +35,6 @@ PER_GROUP = 8
 TOKENS = 72  # of a sample, eight of them the prompt's
 CASES = [(1, 8), (1, 512), (1, 8192), (16, 512), (16, 8192), (256, 512), (256, 8192), (256, 65536), (1024, 8192), (1024, 65536)]
 STEPS = 6
-PAGE = Path(__file__).resolve().parent / "RESULTS.md"
-BEGIN, END = "<!-- scale.py writes from here -->", "<!-- to there -->"
 
 
 class Answering:
@@ -143,11 +140,6 @@ async def steps(workers: int, samples: int, crowds: list[Any], learner: Any, num
         await fleet.load(await body.publish(), 0)
         await train(config.loop, tasks, fleet, body, log=log)
     return found
-
-
-def object_store() -> float:
-    """Bytes in Ray's object store."""
-    return float(ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"])
 
 
 def main(chosen: list[tuple[int, int]]) -> None:
