@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -106,8 +105,9 @@ def write(cases: list[Case], results: list[Result], seconds: float, cold: float)
         told += "Not in it, for they want a CUDA device: " + ", ".join(f"{what} ({n})" for n, what in GPU.items()) + "."
     else:
         again = ", ".join(sorted({str(result.case.number) for result in results}, key=int))
-        told = re.sub(r"^\d+ of \d+", f"{held} of {len(cases)}", written.partition("\n| #")[0].strip())
-        told += f"\nRun again at commit {commit or 'unknown'} (a cold start took {cold:.1f} s): {again}."
+        told = written.partition("\n| #")[0].strip()
+        told += (f"\nRun again, or for the first time, at commit {commit or 'unknown'} (a cold start took {cold:.1f} s): "
+                 f"{again}; with them {held} of {len(cases)} as expected.")  # fmt: skip
     top = ["| # | fault | expected | seen | time to recover | work lost |", "|---|---|---|---|---|---|"]
     PAGE.write_text("\n".join([head + BEGIN, "", told, "", *top, *rows, "", END]) + tail, encoding="utf-8")
 
