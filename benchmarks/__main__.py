@@ -2,8 +2,8 @@
 
     python benchmarks [CASE …]
 
-Every case is a run of benchmarks/step.yaml, and then the bare work on the same tokens (bare.py). Prints a line a case,
-medians over the steps after the first four; without CASE all of them, and writes the table into benchmarks/RESULTS.md.
+Every case is two runs of benchmarks/step.yaml, and between them the bare work on the same tokens (bare.py). Prints a line
+a case, medians over the steps after the first four; without CASE all of them, and writes the table into benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ RECIPE = HERE / "step.yaml"
 PAGE = HERE / "RESULTS.md"
 BEGIN, END = "<!-- make bench writes from here -->", "<!-- to here -->"
 WARM = 4  # steps that are left out: kernels and caches warm up
-LOOK = 0.25  # seconds between two looks at the memory
+LOOK, TIMED = (
+    0.25,
+    5.0,
+)  # seconds between two looks at the memory, before and after the first step: a look costs 0.1 s of a core
 
 TEN_MILLION = [
     "model.from_config.hidden_size=320", "model.from_config.intermediate_size=1280", "model.from_config.num_hidden_layers=6",
@@ -46,9 +49,9 @@ class Case:
     of: str = "sum"  # of the limit's two halves, or the larger of them: "max"
 
     @property
-    def work(self) -> tuple[str, ...]:
-        """What the limit has to do; cases of the same work share it."""
-        return tuple(o for o in self.overrides if not o.startswith(("rollout.workers", "learner.workers", "loop.max_lag")))
+    def work(self) -> list[str]:
+        """What the limit has to do."""
+        return [o for o in self.overrides if not o.startswith(("rollout.workers", "learner.workers", "loop.max_lag"))]
 
 
 CASES = {
@@ -75,14 +78,15 @@ class Run:
 def run(out: Path, overrides: list[str]) -> Run:
     """A run of the recipe, watched from outside."""
     command = [sys.executable, "-m", "rlreason", "train", str(RECIPE), f"out={out}", *overrides]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])}  # coin.py
     began, start, memory, looked = time.monotonic(), 0.0, 0.0, 0.0
     with (out.parent / "told").open("w+") as told:
-        process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=paths, stdout=told, stderr=subprocess.STDOUT)
         while process.poll() is None:
             metrics = out / "metrics.jsonl"
             if not start and metrics.exists() and metrics.stat().st_size:
                 start = time.monotonic() - began
-            if time.monotonic() - looked > (LOOK if not start else 4 * LOOK):  # less often while it is timed
+            if time.monotonic() - looked > (TIMED if start else LOOK):
                 memory, looked = max(memory, held(process.pid)), time.monotonic()
             time.sleep(0.02)
         if process.returncode:
@@ -115,16 +119,16 @@ def bare(out: Path, overrides: list[str]) -> tuple[list[dict[str, Any]], dict[st
 PHASES = {"generate": "time/rollout", "learn": "time/train", "weights": "time/sync", "log": "time/log"}
 
 
-def measure(case: Case, limits: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+def measure(case: Case) -> dict[str, Any]:
+    """Two runs, and the limit between them: what else this machine does, and how fast it is today, is the same for both."""
     folder = Path(tempfile.mkdtemp(prefix="rlreason-bench-"))
     try:
-        seen = run(folder / "run", case.overrides)
-        if case.work not in limits:
-            limits[case.work] = bare(folder / "run", list(case.work))
+        runs = [run(folder / "first", case.overrides)]
+        steps, machine = bare(folder / "first", case.work)
+        runs.append(run(folder / "second", case.overrides))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    steps, machine = limits[case.work]
-    rows = seen.rows[WARM:]
+    rows = [row for one in runs for row in one.rows[WARM:]]
     tokens = median(row["tokens"] for row in rows)
     limit = {half: median(s[half] / s["tokens"] for s in steps[WARM:]) * tokens for half in ("generate", "learn")}
     seconds = sorted(sum(row.get(key, 0.0) for key in PHASES.values()) for row in rows)
@@ -133,7 +137,8 @@ def measure(case: Case, limits: dict[tuple[str, ...], Any]) -> dict[str, Any]:
         "case": case, "tokens": tokens, "limit": limit, "step": median(seconds), "least": seconds[0], "most": seconds[-1],
         "phases": {name: median(row.get(key, 0.0) for row in rows) for name, key in PHASES.items()},
         "ratio": median(seconds) / bound, "padding": median(row["padding"] for row in rows),
-        "start": seen.start, "memory": seen.memory, "machine": machine, "steps": len(rows),
+        "start": max(one.start for one in runs), "memory": max(one.memory for one in runs), "machine": machine,
+        "steps": len(rows),
     }  # fmt: skip
 
 
@@ -175,10 +180,9 @@ def write(results: list[dict[str, Any]]) -> None:
 def main(chosen: list[str]) -> None:
     if unknown := [name for name in chosen if name not in CASES]:
         raise SystemExit(f"there is no case {unknown[0]!r}; there are {', '.join(CASES)}")
-    limits: dict[tuple[str, ...], Any] = {}
     results = []
     for name in chosen or CASES:
-        results.append(found := measure(CASES[name], limits))
+        results.append(found := measure(CASES[name]))
         print(" | ".join(cells(found)), flush=True)
     if not chosen:
         write(results)

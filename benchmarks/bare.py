@@ -111,7 +111,7 @@ def machine() -> dict[str, float]:
 
 def main(recipe: str, out: str, overrides: list[str]) -> None:
     config = load(Path(recipe), [*overrides, f"out={out}"])
-    model = str(Path(out) / "weights" / "last")  # with a learning rate of nothing these are those of all steps
+    model = str(Path(out) / "weights" / "last")  # with so small a learning rate these are those of all steps
     generation, training = Generation(config, model), Training(config, model)
     tasks = Tasks(config).stream()
     gc.collect()

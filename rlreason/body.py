@@ -118,7 +118,7 @@ class Learners:
 
     async def _watch(self, rank: Rank) -> None:
         """Engines may wait for weights that die with a learner, and the loop for the engines: somebody has to look."""
-        self.gone = await pulse.lost(rank, self.config.recovery.hung, lambda: False)
+        self.gone = await pulse.lost(rank, self.config.recovery.hung, lambda: False, len(self.ranks))
 
     async def step(self, groups: list[Group]) -> Metrics:
         """One step of all ranks. Raises `Failure` when too many in a row came to NaN or infinity, and were skipped."""

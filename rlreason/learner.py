@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
@@ -20,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlreason import pulse
 from rlreason.algorithms import FILTERS, objective
-from rlreason.algorithms.columns import columns, cut
+from rlreason.algorithms.columns import columns, cut, moving
 from rlreason.algorithms.mismatch import summary
 from rlreason.checkpoint import write_lines
 from rlreason.config import Config
@@ -30,7 +31,7 @@ from rlreason.frozen import Frozen
 from rlreason.head import Head
 from rlreason.meeting import meet
 from rlreason.moved import assert_moved, fingerprints
-from rlreason.packing import fits_packed, fits_padded
+from rlreason.packing import cut_packed, cut_padded
 from rlreason.pretrained import head_of, policy_of, reference_of
 from rlreason.stopwatch import Stopwatch
 from rlreason.storage import rename, stored
@@ -120,9 +121,10 @@ class Learner:
     def step(self, groups: list[Group]) -> Metrics:
         """Learn from every judged sample of `groups`, in `learner.updates` optimizer steps over a part of them each.
 
-        Credit looks at the whole batch. `policy_gap`, `mismatch/*` and `entropy` are those of the first update, before
-        which nothing has moved. Entropy is the mean of -log p over the sampled tokens, an unbiased estimate that costs
-        nothing. `alone` is this rank's own: seconds in forward passes, where it waits for no other.
+        Credit looks at the whole batch; samples without a gradient are then left out, and `idle` is their share.
+        `policy_gap` and `mismatch/*` are those of the first update, before which nothing has moved. `entropy` is the mean of
+        -log p over the sampled tokens, as the sampler has it: an unbiased estimate that costs nothing. `alone` is this
+        rank's own: seconds in forward passes, where it waits for no other.
         """
         config, algorithm, updates = self.config, self.config.algorithm, self.config.learner.updates
         kept = [group for group in groups if FILTERS[algorithm.keep](group)]
@@ -132,8 +134,12 @@ class Learner:
         own = columns(
             kept, parts, algorithm, config.tasks.reward, config.rollout.max_tokens, reference, config.seed + self.version
         )
+        teach = moving(own, algorithm)
+        parts = [[row for row in rows if teach[row]] for rows in parts]
         if self._proximal() == "learner" and updates > 1:  # with one update it is the policy that is being trained
-            own["old"] = self._logprobs(self._logits, samples)
+            rows = sorted(itertools.chain(*parts))
+            known = dict(zip(rows, self._logprobs(self._logits, [samples[row] for row in rows]), strict=True))
+            own["old"] = [known.get(row) for row in range(len(samples))]
         metrics = [self._update([samples[row] for row in rows], {k: [column[row] for row in rows] for k, column in own.items()})
                    for rows in parts]  # fmt: skip
         if (diverged := sum(m["diverged"] for m in metrics)) and self.rank == 0:
@@ -143,6 +149,10 @@ class Learner:
         if self.reference and algorithm.reference_every and self.version % algorithm.reference_every == 0:
             self.reference.become(self.engine.module)
         mean = {key: float(np.mean([m[key] for m in metrics])) for key in ("loss", "grad_norm")}
+        mean["idle"] = 1 - sum(map(len, parts)) / max(len(samples), 1)
+        if algorithm.answers == "policy":
+            said = np.concatenate([[0.0], *(s.logprobs[s.mask] for s in samples)])
+            mean["entropy"] = -float(said.sum()) / max(len(said) - 1, 1)
         # Under ZeRO-3 ranks wait for each other in every forward pass.
         return metrics[0] | mean | {"diverged": diverged} | ({"alone": alone} if self.stage < 3 else {})
 
@@ -182,10 +192,10 @@ class Learner:
         torch.distributed.all_reduce(values := torch.stack([*sums.values()]))
         totals = dict(zip(sums, values.tolist(), strict=True))
         real = sum(len(s.tokens) for s in samples)
-        metrics = {"loss": totals["loss"], "grad_norm": grad_norm, "lr": lr, "padding": 1 - real / max(totals["padded"], 1),
-                   "diverged": float(not stepped)}  # fmt: skip
+        padding = 1 - real / totals["padded"] if real else 0.0
+        metrics = {"loss": totals["loss"], "grad_norm": grad_norm, "lr": lr, "padding": padding, "diverged": float(not stepped)}
         if algorithm.answers == "policy":
-            metrics |= summary(totals) | {"entropy": totals["entropy"] / max(totals["tokens"], 1)}
+            metrics |= summary(totals)
             if self.reference:
                 metrics["reference_kl"] = totals["reference_kl"] / max(totals["tokens"], 1)
         return metrics
@@ -205,8 +215,8 @@ class Learner:
 
     def _plan(self, samples: list[Sample]) -> list[list[int]]:
         """This rank's micro-batches."""
-        fits = partial(fits_packed, hidden=self.hidden) if self.hidden else fits_padded
-        return micro_batches([len(s.tokens) for s in samples], self.world, self.config.learner.tokens, fits)[self.rank]
+        cut = partial(cut_packed, hidden=self.hidden) if self.hidden else cut_padded
+        return micro_batches([len(s.tokens) for s in samples], self.world, self.config.learner.tokens, cut)[self.rank]
 
     def _read(self, model: Model, tokens: Tensor, samples: list[Sample], entropy: bool = False) -> Read:
         lengths = [len(s.tokens) for s in samples] or [tokens.shape[1]]  # one row of padding

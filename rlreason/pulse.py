@@ -18,6 +18,7 @@ from typing import Protocol
 
 from rlreason.errors import Lost
 
+A_SECOND = 25  # pulses that are asked for: one costs 0.3 ms
 STACKS = signal.SIGUSR2  # a process that gets it writes where each of its threads stands into its log
 
 
@@ -131,13 +132,14 @@ class Watched(Protocol):
     async def pulse(self, within: float) -> Pulse: ...
 
 
-async def lost(process: Watched, hung: float, owes: Callable[[], bool]) -> Lost:
+async def lost(process: Watched, hung: float, owes: Callable[[], bool], among: int = 1) -> Lost:
     """Watch a process until it is lost, and return how: it died, it does not say anything for `hung` seconds, or
-    nothing comes of what it has to do for as long. `owes`: is an answer of it waited for?"""
+    nothing comes of what it has to do for as long. `owes`: is an answer of it waited for? `among`: how many are watched, of
+    whom so many a second are asked at most, however many there are."""
     clock = asyncio.get_running_loop().time
-    beats, since = -1, clock()
+    beats, since, period = -1, clock(), min(max(2.0, among / A_SECOND), hung / 10)
     while True:
-        await asyncio.sleep(min(2.0, hung / 10))
+        await asyncio.sleep(period)
         try:
             pulse = await process.pulse(hung)
         except Lost as gone:

@@ -85,6 +85,8 @@ class Rollout:
             blocks = asked["max_num_seqs"] * -(-asked["max_model_len"] // asked["block_size"]) + 1  # vLLM keeps one
             if blocks * asked["block_size"] * _bytes_a_token(about) < envs.VLLM_CPU_KVCACHE_SPACE << 30:
                 defaults["num_gpu_blocks_override"] = blocks  # else all of that space is filled with zeros
+            if config.tasks.max_prompt < asked["block_size"]:
+                defaults["enable_prefix_caching"] = False  # only whole blocks of a prompt are shared: there is none
         args = EngineArgs(
             model=model,
             trust_remote_code=config.trust_remote_code,
@@ -136,6 +138,7 @@ class Rollout:
             max_tokens=rollout.max_tokens,
             stop=rollout.stop,
             logprobs=0,
+            flat_logprobs=True,  # one list of numbers, and not a dictionary a token
             seed=crc32(f"{self.config.seed}/{task.id}/{version}".encode()),
             detokenize=bool(rollout.stop),  # token by token takes an eighth of a small model's time; else see `_text`
             skip_special_tokens=True,
@@ -273,7 +276,7 @@ class Rollout:
         ids = answer.token_ids
         tokens = np.array([*prompt, *ids], np.int32)
         logprobs = np.zeros(len(tokens), np.float32)
-        logprobs[len(prompt) :] = [places[t].logprob for t, places in zip(ids, answer.logprobs, strict=True)]
+        logprobs[len(prompt) :] = answer.logprobs.logprobs  # of the sampled tokens alone
         truncated = answer.finish_reason == "length"
         text = (
             answer.text if self.config.rollout.stop else self._text(prompt, ids[:-1] if answer.finish_reason == "stop" else ids)

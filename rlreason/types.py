@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlreason.packing import fits_padded
+from rlreason.packing import cut_padded
 
 Metrics = dict[str, float]
 Prompt = str | list[dict[str, str]]  # plain text, or chat messages {"role": …, "content": …}
@@ -144,14 +145,14 @@ def token_weights(lengths: Sequence[int], groups: Sequence[int], per: str, max_t
 
 
 def micro_batches(
-    lengths: list[int], ranks: int, budget: int, fits: Callable[[list[int], int], int] = fits_padded
+    lengths: list[int], ranks: int, budget: int, cut: Callable[[list[int], int], list[int]] = cut_padded
 ) -> list[list[list[int]]]:
     """Deal samples to ranks and cut each rank's share into micro-batches: [rank][micro-batch] -> sample indices.
 
-    A micro-batch holds at most `budget` tokens, padding included (a longer sample goes alone); `fits` says how many of
-    the samples that are left, longest first, the next one takes. Samples of like length stay together; ranks take
-    turns from longest to shortest, so that they end together. Every rank gets the same number of micro-batches, an
-    empty one if need be: under ZeRO-3 each forward pass is a collective.
+    A micro-batch holds at most `budget` tokens, padding included (a longer sample goes alone); `cut` says how many
+    samples each takes, longest first. Samples of like length stay together; ranks take turns from longest to shortest,
+    so that they end together. Every rank gets the same number of micro-batches, an empty one if need be: under ZeRO-3
+    each forward pass is a collective.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: the same on every rank
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -160,11 +161,7 @@ def micro_batches(
         shares[seat if lap % 2 == 0 else ranks - 1 - seat].append(i)
     plan: list[list[list[int]]] = []
     for share in shares:
-        cuts: list[list[int]] = []
-        while share:
-            size = fits([lengths[i] for i in share], budget)
-            cuts.append(share[:size])
-            share = share[size:]
-        plan.append(cuts)
+        left = iter(share)
+        plan.append([list(islice(left, size)) for size in cut([lengths[i] for i in share], budget)])
     rounds = max(1, *map(len, plan))
     return [cuts + [[] for _ in range(rounds - len(cuts))] for cuts in plan]

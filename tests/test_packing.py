@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlreason.forward import packable, read, token_entropy, token_logprobs
-from rlreason.packing import area, deal, dearer, fits_packed, layout, pack, width
+from rlreason.packing import OWN, area, cut_packed, cut_padded, deal, dearer, layout, pack, width
 from rlreason.types import micro_batches
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
@@ -68,9 +68,36 @@ def test_every_sample_stands_in_one_row_and_no_row_is_overfull(lengths, hidden):
     assert len({*used}) == len(used), "no two tokens in one cell"
 
 
+def test_a_cut_pays_when_it_saves_more_than_a_micro_batch_costs():
+    budget = 10 * OWN  # so a micro-batch costs ten tokens of its own
+    assert cut_padded([20, 20, 19, 9, 9], budget) == [3, 2]
+    assert cut_padded([20, 20, 19, 16, 16], budget) == [5], "two rows of four tokens of padding are cheaper"
+    assert sorted(cut_padded([400, 400, 400, 2], budget)) == [1, 1, 2], "three of 400 are more than the budget"
+    assert cut_padded([900, 1], budget) == [1, 1]
+    assert cut_padded([], budget) == []
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=8), budget=st.integers(1, 300))
+def test_no_other_cut_of_padded_micro_batches_is_cheaper(lengths, budget):
+    lengths = sorted(lengths, reverse=True)
+
+    def cost(sizes):
+        total, start = 0.0, 0
+        for size in sizes:
+            area = lengths[start] * size
+            total += float("inf") if size > 1 and area > budget else area + budget / OWN
+            start += size
+        return total
+
+    def cuts(count):
+        return [[first, *rest] for first in range(1, count + 1) for rest in cuts(count - first)] if count else [[]]
+
+    assert cost(cut_padded(lengths, budget)) == pytest.approx(min(map(cost, cuts(len(lengths)))))
+
+
 @given(lengths=LENGTHS, ranks=st.integers(1, 4), budget=st.integers(1, 300), hidden=st.sampled_from([4, 64, 4096]))
 def test_packed_micro_batches_keep_to_the_budget_on_every_rank(lengths, ranks, budget, hidden):
-    plan = micro_batches(lengths, ranks, budget, partial(fits_packed, hidden=hidden))
+    plan = micro_batches(lengths, ranks, budget, partial(cut_packed, hidden=hidden))
     assert sorted(i for rank in plan for rows in rank for i in rows) == list(range(len(lengths)))
     assert len({len(rank) for rank in plan}) == 1, "under ZeRO-3 every rank makes as many forward passes"
     for rows in (rows for rank in plan for rows in rank if len(rows) > 1):
@@ -82,11 +109,12 @@ def test_packed_micro_batches_keep_to_the_budget_on_every_rank(lengths, ranks, b
 def test_packing_leaves_less_padding_and_fewer_micro_batches(shortest, longest):
     lengths = torch.randint(shortest, longest + 1, (256,), generator=torch.Generator().manual_seed(0)).tolist()
     budget = 4 * longest * 10
-    padded, packed = (micro_batches(lengths, 1, budget, *how)[0] for how in ([], [partial(fits_packed, hidden=4096)]))
+    padded, packed = (micro_batches(lengths, 1, budget, *how)[0] for how in ([], [partial(cut_packed, hidden=4096)]))
     wide = sum(max(lengths[i] for i in rows) * len(rows) for rows in padded)
     full = sum(area(pack(own, 4096), own) for own in ([lengths[i] for i in rows] for rows in packed))
     assert len(packed) <= len(padded)
-    assert sum(lengths) < full < wide
+    assert full + len(packed) * budget / OWN < wide + len(padded) * budget / OWN
+    assert sum(lengths) < full
     assert 1 - sum(lengths) / full < 0.05
 
 

@@ -69,6 +69,21 @@ def test_an_answer_that_is_owed_and_was_never_begun_is_a_hang_too():
     assert HUNG < at < 1.2 * HUNG
 
 
+@pytest.mark.parametrize(("among", "most"), [(1, 51), (50, 51), (60, 42), (100_000, 34)])
+def test_however_many_are_watched_few_a_second_are_asked(among, most):
+    """100 seconds: every 2, every 2, every 2.4; and at least ten times within `hung`."""
+    asked = []
+
+    async def watch():
+        try:
+            await asyncio.wait_for(pulse.lost(Patient(beats=asked.append), HUNG, lambda: False, among), 100)
+        except TimeoutError:
+            return
+
+    Jumping().run_until_complete(watch())
+    assert most - 2 <= len(asked) <= most
+
+
 def test_time_counts_from_when_there_is_something_to_do():
     lost, at = watched(Patient(), owes=lambda now: now > 100)
     assert lost.alive

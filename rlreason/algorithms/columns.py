@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rlreason.algorithms.covariance import COVARIANCE, covariance
 from rlreason.algorithms.credit import ADVANTAGES, Scores
+from rlreason.algorithms.losses import LOSSES
 from rlreason.named import found, options
 from rlreason.rewards.length import overlong_penalty
 from rlreason.types import Group, Sample, token_weights
@@ -73,6 +74,15 @@ def columns(
     if reference is not None:
         result["reference"] = list(reference)
     return result | {"weight": weight, "advantage": advantage}
+
+
+def moving(columns: Mapping[str, Column], algorithm: AlgorithmConfig) -> list[bool]:
+    """Which samples have a gradient. Where a group's rewards agree its advantages are 0, and so is every loss of `LOSSES` but
+    `nll`: those samples need not be put through the model, unless another term of the objective wants them."""
+    if algorithm.answers == "recorded" or algorithm.loss not in LOSSES or algorithm.kl_loss or algorithm.entropy:
+        return [True] * len(columns["weight"])
+    pulls = [columns["advantage"], *([columns["penalty"]] if "penalty" in columns else [])]
+    return [bool(np.any(weight)) and any(map(np.any, own)) for weight, *own in zip(columns["weight"], *pulls, strict=True)]
 
 
 def score(

@@ -34,7 +34,6 @@ def objective(
         weight = weight * off_policy_mask(batch.advantage, logp, batch.logprobs, batch.mask, algorithm.off_policy_mask)
     per_token = per_token * weight.detach()
     sums = diagnostics(logp.detach(), batch.logprobs, batch.mask, weight)
-    sums["entropy"] = -(logp.detach() * batch.mask).sum()
     if algorithm.compares:
         sums["reference_kl"] = ((batch.logprobs - batch.reference) * batch.mask).sum()
     if algorithm.kl_loss:

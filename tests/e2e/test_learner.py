@@ -53,12 +53,28 @@ whole = learner(tokens=4096)
 first = whole.step(groups)
 cut = learner(tokens=24)
 second = cut.step(groups)
-told["cut"] = [abs(first[k] - second[k]) / abs(first[k]) for k in ("loss", "grad_norm", "policy_gap", "entropy")]
+told["cut"] = [abs(first[k] - second[k]) / abs(first[k]) for k in ("loss", "grad_norm", "policy_gap")]
 pairs = zip(whole.engine.module.parameters(), cut.engine.module.parameters())
 told["weights"] = max((a - b).abs().max().item() for a, b in pairs)
 
 groups[0].samples.pop()
 told["unjudged"] = abs(learner(tokens=4096).step(groups)["loss"] - first["loss"])
+
+# Two groups more whose answers all earn the same; in the second learner an entropy bonus of nothing wants them read.
+flat = [Group(Task(name, ""), [sample(n, 1.0) for n in (3, 9, 14)]) for name in "ef"]
+reads, learners = [], []
+for entropy in (0.0, 1e-30):
+    one = learner(updates=2)
+    one.config.algorithm = AlgorithmConfig(advantage="dr_grpo", entropy=entropy)
+    reads.append([])
+    inner = one.engine.module.forward
+    one.engine.module.forward = lambda *a, seen=reads[-1], inner=inner, **k: seen.append(len(k["input_ids"])) or inner(*a, **k)
+    learners.append((one, [one.step(groups + flat), one.step(flat)]))
+told["rows"] = [sum(seen) for seen in reads]
+told["idle"] = [[step["idle"] for step in steps] for _, steps in learners]
+told["idle metrics"] = [[[step[k] for k in ("loss", "grad_norm", "entropy")] for step in steps] for _, steps in learners]
+pairs = zip(*(one.engine.module.parameters() for one, _ in learners))
+told["idle weights"] = max((a - b).abs().max().item() for a, b in pairs)
 
 scheduled = learner(warmup=2, schedule="linear")
 told["rates"] = [scheduled.step(groups)["lr"] for _ in range(4)]
@@ -118,6 +134,17 @@ def test_how_a_batch_is_cut_changes_nothing(told):
 
 def test_a_sample_that_could_not_be_judged_changes_nothing(told):
     assert told["unjudged"] == 0
+
+
+def test_samples_without_a_gradient_are_not_read_and_nothing_else_differs(told):
+    """16 samples that teach, and twice 6 that do not. An update without any reads a row of padding."""
+    assert told["idle"] == [[pytest.approx(6 / 22), 1.0], [0.0, 0.0]]
+    assert told["rows"] == [16 + 2, 22 + 6]
+    assert told["idle weights"] < 1e-6
+    skipped, whole = told["idle metrics"]
+    assert skipped[0] == pytest.approx(whole[0], rel=1e-4)
+    assert skipped[1] == [0.0, 0.0, pytest.approx(4.0)]
+    assert whole[1][1] < 1e-20
 
 
 def test_warm_up_never_is_zero_and_the_schedule_follows(told):
