@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from rlreason.gemm import product
+
 
 class _LogProbs(torch.autograd.Function):
     """log p = z_t - log Σ exp z and entropy = -Σ p log p of logits z = (W h + b) / temperature, `rows` tokens at a time.
@@ -23,7 +25,7 @@ class _LogProbs(torch.autograd.Function):
     ) -> Tensor:
         found = []
         for h, target in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
-            logp = torch.log_softmax(linear(h, weight, bias).float() / temperature, -1)
+            logp = torch.log_softmax(product(h, weight, bias).float() / temperature, -1)
             found.append(torch.stack([logp.gather(1, target[:, None])[:, 0], -(logp.exp() * logp).sum(-1)], -1))
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.rows = temperature, rows
@@ -40,15 +42,15 @@ class _LogProbs(torch.autograd.Function):
         for start in range(0, len(hidden), ctx.rows):
             part = slice(start, start + ctx.rows)
             h, of_logp, of_entropy = hidden[part], told[part, :1], told[part, 1:]
-            logp = torch.log_softmax(linear(h, weight, bias).float() / ctx.temperature, -1)
+            logp = torch.log_softmax(product(h, weight, bias).float() / ctx.temperature, -1)
             p = logp.exp()
             entropy = -(p * logp).sum(-1, keepdim=True)
             to_z = p * -(of_logp + of_entropy * (logp + entropy))
             to_z.scatter_add_(1, targets[part, None], of_logp)
             to_z = (to_z / ctx.temperature).to(h.dtype)
-            to_hidden[part] = to_z @ weight
+            to_hidden[part] = product(to_z, weight.t())
             if to_weight is not None:
-                to_weight += to_z.T @ h
+                to_weight += product(to_z.t(), h.t())
             if to_bias is not None:
                 to_bias += to_z.sum(0)
         return to_hidden, None if to_weight is None else to_weight.to(weight.dtype), to_bias, None, None, None

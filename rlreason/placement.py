@@ -20,6 +20,9 @@ ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TORCHDYNAMO_DISABLE": "1",  # else vLLM compiles a C++ kernel at its first log-probability: 15 s
+    # Memory that a step has given back serves the next one, in large pages: a tenth less time for both.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=1073741824:glibc.malloc.mmap_threshold=33554432",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",  # of kernels for products, each for one size: micro-batches have many
 }
 NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 # Else gloo, NCCL and vLLM listen under the address that the machine's name stands for, and ask nobody who they are.

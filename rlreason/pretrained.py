@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlreason.config import LearnerConfig
+from rlreason.gemm import speed_up
 from rlreason.head import Head
 
 Options = dict[str, Any]  # of transformers' loading functions: dtype, attn_implementation
@@ -25,8 +26,9 @@ def policy_of(model: str, made: bool, trust: bool, options: Options) -> Any:
     """The model that learns; `made`: with weights drawn from torch's seed. `trust`: its own code may run."""
     about = without_dropout(AutoConfig.from_pretrained(model, trust_remote_code=trust))
     if made:
-        return AutoModelForCausalLM.from_config(about, trust_remote_code=trust, **options)
-    return AutoModelForCausalLM.from_pretrained(model, config=about, use_safetensors=True, trust_remote_code=trust, **options)
+        return speed_up(AutoModelForCausalLM.from_config(about, trust_remote_code=trust, **options))
+    options = options | {"config": about}
+    return speed_up(AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, trust_remote_code=trust, **options))
 
 
 def reference_of(policy: Any, tokenizer: Any, name: str, trust: bool, options: Options) -> Any:
@@ -38,7 +40,7 @@ def reference_of(policy: Any, tokenizer: Any, name: str, trust: bool, options: O
         raise ValueError(
             f"algorithm.reference: {name} has another tokenizer than the model, so their tokens cannot be compared"
         )
-    return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=trust, **options)
+    return speed_up(AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=trust, **options))
 
 
 def head_of(model: Any, config: LearnerConfig) -> Head | None:

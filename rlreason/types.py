@@ -162,6 +162,8 @@ def micro_batches(
     plan: list[list[list[int]]] = []
     for share in shares:
         left = iter(share)
-        plan.append([list(islice(left, size)) for size in cut([lengths[i] for i in share], budget)])
+        cuts = [list(islice(left, size)) for size in cut([lengths[i] for i in share], budget)]
+        # The largest first: the memory that it leaves fits all others.
+        plan.append(sorted(cuts, key=lambda rows: -len(rows) * lengths[rows[0]]))
     rounds = max(1, *map(len, plan))
     return [cuts + [[] for _ in range(rounds - len(cuts))] for cuts in plan]

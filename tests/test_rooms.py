@@ -17,6 +17,7 @@ MAY = {  # a file of the package, or a folder -> which of them it may import
     "algorithms": {"torch"},  # for type checkers only
     "export": {"torch", "transformers"},  # in its own process
     "forward": {"torch"},
+    "gemm": {"torch"},
     "head": {"torch"},
     "pretrained": {"transformers"},
     "frozen": {"deepspeed", "torch"},
