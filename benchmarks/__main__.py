@@ -125,6 +125,7 @@ def measure(case: Case) -> dict[str, Any]:
     try:
         runs = [run(folder / "first", case.overrides)]
         steps, machine = bare(folder / "first", case.work)
+        size = sum(file.stat().st_size for file in (folder / "first" / "weights" / "last" / "").glob("*.safetensors"))
         runs.append(run(folder / "second", case.overrides))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -138,12 +139,12 @@ def measure(case: Case) -> dict[str, Any]:
         "phases": {name: median(row.get(key, 0.0) for row in rows) for name, key in PHASES.items()},
         "ratio": median(seconds) / bound, "padding": median(row["padding"] for row in rows),
         "start": max(one.start for one in runs), "memory": max(one.memory for one in runs), "machine": machine,
-        "steps": len(rows),
+        "steps": len(rows), "size": size,
     }  # fmt: skip
 
 
 HEAD = ["case", "tokens a step", "limit: generate + learn", "step (least – most)", "generate, learn, weights, log", "ratio",
-        "aim", "padding", "start-up", "memory"]  # fmt: skip
+        "aim", "weights", "padding", "start-up", "memory"]  # fmt: skip
 
 
 def cells(found: dict[str, Any]) -> list[str]:
@@ -157,6 +158,7 @@ def cells(found: dict[str, Any]) -> list[str]:
         ", ".join(f"{seconds:.3f}" for seconds in found["phases"].values()),
         f"{found['ratio']:.2f} of the {'sum' if case.of == 'sum' else 'larger'}",
         f"{case.bound:.2f}" if case.bound else "",
+        f"{found['size'] / found['phases']['weights'] / 1e9:.2f} of {found['machine']['memcpy']:.0f} GB/s",
         f"{100 * found['padding']:.1f} %",
         f"{found['start']:.1f} s",
         f"{found['memory'] / 1e9:.2f} GB",

@@ -62,4 +62,4 @@ def test_ranks_get_like_shares_and_little_padding():
     shares = [sum(lengths[i] for rows in rank for i in rows) for rank in plan]
     assert max(shares) / min(shares) < 1.01
     padded = sum(max(lengths[i] for i in rows) * len(rows) for rank in plan for rows in rank if rows)
-    assert sum(lengths) / padded > 0.85
+    assert sum(lengths) / padded > 0.95
