@@ -125,7 +125,7 @@ def measure(case: Case) -> dict[str, Any]:
     try:
         runs = [run(folder / "first", case.overrides)]
         steps, machine = bare(folder / "first", case.work)
-        size = sum(file.stat().st_size for file in (folder / "first" / "weights" / "last" / "").glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in (folder / "first" / "weights" / "last").glob("*.safetensors"))
         runs.append(run(folder / "second", case.overrides))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

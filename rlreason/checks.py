@@ -32,6 +32,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "sample.by": ("reward", "shortest", "first"),
     "eval.gate": ("report", "stop"),
     "learner.schedule": ("constant", "linear", "cosine"),
+    "learner.attention": ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
 }
 AT_LEAST: dict[str, float] = {
     "seed": 0, "tasks.max_prompt": 1, "tasks.solved": 0,

@@ -89,6 +89,7 @@ class LearnerConfig:
     updates: int = 1  # optimizer steps per batch
     tokens: int = 8192  # per micro-batch and worker at most, padding included
     gradient_checkpointing: bool = False
+    attention: str = "sdpa"  # transformers' kernel: sdpa, eager, flex_attention, or, to be installed, flash_attention_2, …3
     packing: bool = False  # short samples share a row, in which each sees itself alone: less padding
     logits: float = 1.0  # GiB of a micro-batch's logits, in float32; where there would be more they are worked out in parts
     float32_head: bool = False  # the last layer in float32, of learner and engines: less mismatch between the two in bfloat16

@@ -78,9 +78,8 @@ class Learner:
             meet(backend, host, int(port), rank, self.world)
         deepspeed.init_distributed(backend, verbose=False)  # it finds the group
         dtype = torch.bfloat16 if self.gpu else torch.float32
-        # The kernel that needs no attention mask where a row is a sample: it is padded on the right, and attention is causal.
         trust = config.trust_remote_code
-        options = {"dtype": dtype, "attn_implementation": "sdpa"}
+        options = {"dtype": dtype, "attn_implementation": config.learner.attention}
         policy = policy_of(model, made, trust, options)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust)
         named = config.algorithm.reference
