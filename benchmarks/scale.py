@@ -1,9 +1,10 @@
 """What the driver itself costs a step: the real loop, fleet and Ray, with workers that answer at once and have no model.
 
-    python benchmarks/scale.py [WORKERSxSAMPLES …]
+    python benchmarks/scale.py [steps=6] [WORKERSxSAMPLES …]
 
 Up to 1,024 engines, in a few processes that stand for all of them, and a learner that does nothing with what it is
-given. So all that a step takes is the driver's, and Ray's. Prints a line per case; without a case, of all in `CASES`.
+given. So all that a step takes is the driver's, and Ray's. Prints a line per case, with the memory of the driver and of the
+object store after a tenth of the steps and after all of them; without a case, of all in `CASES`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import re
 import sys
 import time
 from statistics import median
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import ray
+from ray._private.internal_api import memory_summary
 
 from rlreason import cluster, pulse
 from rlreason.body import Learners
@@ -115,6 +118,13 @@ class Step(NamedTuple):
     seconds: float  # by the clock
     cpu: float  # seconds of this process's threads, Ray's among them
     memory: int  # bytes that it holds afterwards
+    store: float  # MB in the object store
+
+
+def stored() -> float:
+    """MB of the object store that are in use."""
+    told = memory_summary(stats_only=True)
+    return float(re.search(r"Plasma memory usage ([\d.]+) MiB", told)[1]) * 2**20 / 1e6  # type: ignore[index]
 
 
 async def steps(workers: int, samples: int, crowds: list[Any], learner: Any, number: int = STEPS) -> list[Step]:
@@ -126,11 +136,15 @@ async def steps(workers: int, samples: int, crowds: list[Any], learner: Any, num
     body = Unsaved(config, [One("learner-0", learner)], (), ray.put, lambda *a, **k: None)
     tasks = (Task(str(i), f"what is {i}?", str(i)) for i in itertools.count())
     found: list[Step] = []
+    early = max(1, number // 10)
     began = time.process_time()
 
     def log(step: int, batch: list[Group], metrics: Metrics) -> None:
         nonlocal began
-        found.append(Step(metrics["time/step"], time.process_time() - began, psutil.Process().memory_info().rss))
+        cpu = time.process_time() - began
+        found.append(
+            Step(metrics["time/step"], cpu, psutil.Process().memory_info().rss, stored() if step in (early, number) else 0.0)
+        )
         began = time.process_time()
 
     async with fleet:
@@ -142,16 +156,20 @@ async def steps(workers: int, samples: int, crowds: list[Any], learner: Any, num
     return found
 
 
-def main(chosen: list[tuple[int, int]]) -> None:
+def main(chosen: list[tuple[int, int]], number: int = STEPS) -> None:
     with cluster.connected():
         made = ray.remote(concurrency_groups={"life": 4}, num_cpus=0, max_concurrency=10_000)(Crowd)
         crowds, learner = [made.remote() for _ in range(PROCESSES)], made.remote()
         for workers, samples in chosen or CASES:
-            found = asyncio.run(steps(workers, samples, crowds, learner))
+            found = asyncio.run(steps(workers, samples, crowds, learner, number))
+            early = found[max(1, number // 10) - 1]
             seconds, cpu = median(step.seconds for step in found[1:]), median(step.cpu for step in found[1:])
             print(f"{workers:5} workers, {samples:6} samples: {seconds:.3f} s a step, of which the driver works {cpu:.3f} s, "
-                  f"{1e6 * cpu / samples:.0f} µs a sample; driver {found[-1].memory / 1e6:.0f} MB", flush=True)  # fmt: skip
+                  f"{1e6 * cpu / samples:.0f} µs a sample; driver {early.memory / 1e6:.0f}, {found[-1].memory / 1e6:.0f} MB, "
+                  f"object store {early.store:.0f}, {found[-1].store:.0f} MB", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main([tuple(map(int, case.split("x"))) for case in sys.argv[1:]])  # type: ignore[misc]
+    told = [argument.removeprefix("steps=") for argument in sys.argv[1:] if argument.startswith("steps=")]
+    cases = [tuple(map(int, case.split("x"))) for case in sys.argv[1:] if not case.startswith("steps=")]
+    main(cases, *map(int, told))  # type: ignore[arg-type]
