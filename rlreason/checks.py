@@ -18,7 +18,7 @@ from rlreason.teacher import wrong_options as wrong_teacher
 CHOICES: dict[str, Sequence[str]] = {
     "kind": ("train", "sample", "eval", "export"),
     "device": ("auto", "cpu", "cuda"),
-    "transport": ("auto", "shm", "file", "nccl", "ipc"),
+    "transport": ("auto", "shm", "file", "delta", "nccl", "ipc"),
     "tasks.overlong": ("drop", "truncate", "error"),
     "tasks.curriculum": ("none", "hard", "frontier"),
     "algorithm.answers": ("policy", "recorded"),

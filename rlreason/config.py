@@ -164,7 +164,7 @@ class Config:
     seed: int = 0
     device: str = "auto"  # cuda where there is one, else cpu
     trust_remote_code: bool = False  # run the Python files that come with a model: they may do whatever you may
-    transport: str = "auto"  # of weights: shm, file, nccl or ipc; auto is the fastest that fits the device
+    transport: str = "auto"  # of weights: shm, file, delta, nccl or ipc; auto: the fastest here
     tasks: TasksConfig = field(default_factory=TasksConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)

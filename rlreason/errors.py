@@ -24,6 +24,10 @@ class Wounded(Exception):
     """What a process says of itself when it cannot go on, though it lives."""
 
 
+class Gone(Exception):
+    """Published weights that are not there any more, or are being replaced: whoever reads them has a mixture, or nothing."""
+
+
 class Failure(Exception):
     """An end that is told, not traced. `code` is the process's exit code."""
 

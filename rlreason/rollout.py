@@ -17,12 +17,12 @@ from vllm.sampling_params import RequestOutputKind
 
 from rlreason import pulse
 from rlreason.config import Config
-from rlreason.errors import RolloutError, Wounded
+from rlreason.errors import Gone, RolloutError, Wounded
 from rlreason.rewards.pool import Pool
 from rlreason.tasks.prompts import fit
 from rlreason.types import Group, Sample, Task
 from rlreason.waves import Wave, Waves
-from rlreason.weights import Gone, Handle, register
+from rlreason.weights import Handle, register
 
 SEQUENCES = 256  # that a CPU engine writes at a time
 CONTEXT = 6  # tokens of a prompt that say how its answer's first ones are spelt

@@ -62,7 +62,8 @@ def room(config: Config, parameters: int) -> Room:
     A checkpoint has 12 bytes a parameter on the CPU: weights in float32 and Adam's two moments, and under ZeRO the weights
     a second time. On a GPU it has 14, for bfloat16 beside them. A model has 4 bytes a parameter on the CPU and 2 on a GPU.
     There are `loop.keep` of both, if so many are ever made, and the best model; one more of both while the newest is
-    written and no older one is deleted yet; and a model in weights/live where weights travel as a file.
+    written and no older one is deleted yet; and in weights/live a model where weights travel as a file, or three
+    where they travel as what has changed: a whole one, as much of changes, and the whole one that follows.
     """
     gpu = config.device == "cuda"
     weights = parameters * (2 if gpu else 4)
@@ -75,7 +76,7 @@ def room(config: Config, parameters: int) -> Room:
     checkpoint = parameters * MASTER + weights * ((gpu or sharded) + bool(moving))
     made = math.ceil(config.loop.steps / config.loop.save_every) if config.loop.save_every else 1
     kept = min(made, config.loop.keep)
-    models = kept + bool(config.eval.every) + (config.transport == "file")
+    models = kept + bool(config.eval.every) + {"file": 1, "delta": 3}.get(config.transport, 0)
     return Room(kept * checkpoint + models * weights, (checkpoint + weights) * (made > kept))
 
 

@@ -1,10 +1,11 @@
-"""How weights travel from the learner to the rollouts: shared memory or a file, NCCL, CUDA IPC.
+"""How weights travel from the learner to the rollouts: shared memory, files, NCCL, CUDA IPC.
 
 A publication is a *handle*: a small dictionary that says where the weights are. It is all that passes through Ray.
 `kind` is one of
 
     shm   host memory of the learner, mapped by every engine of the same host
     file  a Hugging Face directory: the fallback, and the way back after a restart
+    delta files of what has changed, for a slow link between hosts
     ipc   device memory of a learner that shares the engine's GPU
     nccl  a broadcast that every engine joins
 
@@ -26,6 +27,8 @@ import torch
 from torch import Tensor
 
 from rlreason import manifest
+from rlreason.delta import Changes, Held
+from rlreason.errors import Gone
 
 Handle = dict[str, Any]
 Named = Iterable[tuple[str, Tensor]]
@@ -36,16 +39,13 @@ BUCKET = 256 << 20  # bytes of tensors that one broadcast carries, or one larger
 ALIGNED = 16  # bytes at a multiple of which each of them begins
 
 
-class Gone(Exception):
-    """A publication is not there any more, or is being replaced: whoever reads it has a mixture, or nothing."""
-
-
 class Publisher:
     """The learner's end. `publish` returns a handle that stays valid until the next `publish`."""
 
     def __init__(self, kind: str, folder: Path | None = None):
-        """`folder`: where `file` publishes."""
+        """`folder`: where `file` and `delta` publish."""
         self.kind, self.folder = kind, folder
+        self.changes = Changes(folder) if kind == "delta" and folder else None
         self.memory: int | None = None  # shm: the descriptor of an anonymous file
         self.number = 0  # shm: of the publication
         self.held: list[Tensor] = []  # ipc: what the engines may still be reading
@@ -71,6 +71,8 @@ class Publisher:
         }
         if self.kind == "file":
             return handle | self._file(dict(named))
+        if self.changes:
+            return handle | self.changes.publish(dict(named))
         return handle | getattr(self, f"_{self.kind}")([t for _, t in named])
 
     def settle(self) -> None:
@@ -235,11 +237,12 @@ def register() -> None:
         return
 
     class Engine(WeightTransferEngine):  # type: ignore[misc]
-        """The rollout's end: shared memory, files and buckets by itself; CUDA IPC, and the meeting for NCCL, by vLLM's."""
+        """The rollout's end: all by itself, but for CUDA IPC and the meeting for NCCL, which are vLLM's."""
 
         init_info_cls = Init
         update_info_cls = Update
         peer: Any = None
+        held: Held | None = None  # delta
 
         def init_transfer_engine(self, init_info: Init) -> None:
             self._delegate("nccl").init_transfer_engine(
@@ -275,6 +278,10 @@ def register() -> None:
             handle = update_info.handle
             if handle["kind"] in ("shm", "file"):
                 self.model.load_weights(read(handle))
+                return
+            if handle["kind"] == "delta":
+                self.held = self.held or Held()
+                self.model.load_weights(self.held.read(handle))
                 return
             peer = self._delegate(handle["kind"])
             if handle["kind"] == "nccl":

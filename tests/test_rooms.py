@@ -13,6 +13,7 @@ MAY = {  # a file of the package, or a folder -> which of them it may import
     "worker": {"ray"},
     "rollout": {"vllm"},
     "learner": {"deepspeed", "torch", "transformers"},
+    "delta": {"torch"},
     "weights": {"torch", "vllm"},  # both ends of vLLM's transfer API
     "algorithms": {"torch"},  # for type checkers only
     "export": {"torch", "transformers"},  # in its own process

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.e2e
 
 SCRIPT = """
 import asyncio, json, os, sys
+from pathlib import Path
 from rlreason.placement import Placement, environment
 os.environ.update(environment(Placement("cpu", False, "shm", 1, 1)))
 import torch
@@ -117,6 +118,16 @@ async def main():
     model.save_pretrained(sys.argv[2])
     await rollout.load({"kind": "file", "path": sys.argv[2], "canary": handle()["canary"]}, 5)
     told["file"] = rollout.version
+
+    # Only what has changed, which the canary then holds against the whole.
+    sparse, told["changes"] = Publisher("delta", Path(sys.argv[2], "live")), []
+    for version in range(6, 9):
+        with torch.no_grad():
+            for p in model.parameters():
+                p[torch.rand(p.shape) < 0.02] += 0.2
+        published = sparse.publish(model.named_parameters())
+        await rollout.load(published | {"canary": handle()["canary"]}, version)
+        told["changes"].append(published["bytes"])
     await rollout.close()
     print(json.dumps(told))
 
@@ -179,3 +190,5 @@ def test_an_engine_answers_with_the_weights_it_was_given(scripts, family):
     assert kept == 0, "and no part of its text"
     assert told["short"] == [True, True], "an answer of one token is the end (empty, whole) or something else (cut off)"
     assert told["file"] == 5
+    whole, *changes = told["changes"]
+    assert all(0 < size < 0.2 * whole for size in changes)
