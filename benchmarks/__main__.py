@@ -3,7 +3,8 @@
     python benchmarks [CASE …]
 
 Every case is two runs of benchmarks/step.yaml, and between them the bare work on the same tokens (bare.py). Prints a line
-a case, medians over the steps after the first four; without CASE all of them, and writes the table into benchmarks/RESULTS.md.
+a case, medians over the steps after the first four; without CASE all that this machine has the devices for, and writes the
+table into benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -22,22 +23,27 @@ from statistics import median
 from typing import Any
 
 import psutil
+from limits import Model, decoding, mfu, peak
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "step.yaml"
 PAGE = HERE / "RESULTS.md"
 BEGIN, END = "<!-- make bench writes from here -->", "<!-- to here -->"
+GPU = Path("/dev/nvidiactl").exists()  # torch would say it too, and share its libraries' memory with what is measured
+SAMPLES = 128  # of a step
 WARM = 4  # steps that are left out: kernels and caches warm up
-LOOK, TIMED = (
-    0.25,
-    5.0,
-)  # seconds between two looks at the memory, before and after the first step: a look costs 0.1 s of a core
+LOOK, TIMED = 0.25, 5.0  # seconds between two looks at the memory, before and after the first step; one is 0.1 s of a core
 
 TEN_MILLION = [
     "model.from_config.hidden_size=320", "model.from_config.intermediate_size=1280", "model.from_config.num_hidden_layers=6",
     "model.from_config.num_attention_heads=5", "model.from_config.num_key_value_heads=5",
 ]  # fmt: skip
 TWO = ["rollout.workers=2", "learner.workers=2"]
+HALF_A_BILLION = [  # 24 million in each of 22 layers
+    "model.from_config.hidden_size=1280", "model.from_config.intermediate_size=5120", "model.from_config.num_hidden_layers=22",
+    "model.from_config.num_attention_heads=10", "model.from_config.num_key_value_heads=2",
+    "model.from_config.max_position_embeddings=8192", "learner.tokens=16384", "device=cuda",
+]  # fmt: skip
 LONG = ["rollout.max_tokens=512", "model.from_config.max_position_embeddings=1024", "learner.tokens=4096"]
 
 
@@ -47,6 +53,7 @@ class Case:
     overrides: list[str] = field(default_factory=list)
     bound: float | None = None  # what the ratio may be, as the project has set itself
     of: str = "sum"  # of the limit's two halves, or the larger of them: "max"
+    gpu: bool = False
 
     @property
     def work(self) -> list[str]:
@@ -65,6 +72,8 @@ CASES = {
     "10m": Case("10M, one of each", TEN_MILLION, 1.10),
     "10m-two": Case("10M, two of each", [*TEN_MILLION, *TWO], 0.65),
     "10m-lag1": Case("10M, one of each, max_lag 1", [*TEN_MILLION, "loop.max_lag=1"], 1.15, "max"),
+    "gpu": Case("0.5B, one GPU in turns, 1,024 tokens", [*HALF_A_BILLION, "rollout.max_tokens=1024"], 1.15, gpu=True),
+    "gpu-4k": Case("0.5B, one GPU in turns, 4,096 tokens", [*HALF_A_BILLION, "rollout.max_tokens=4096"], 1.15, gpu=True),
 }
 
 
@@ -105,11 +114,12 @@ def held(pid: int) -> float:
     return total
 
 
-def bare(out: Path, overrides: list[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def bare(out: Path, overrides: list[str], gpu: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The limit's steps, and what the machine can do."""
     from rlreason.placement import Placement, environment
 
-    one_thread = os.environ | environment(Placement("cpu", False, "shm", 1, 1))
+    there = Placement("cuda", True, "ipc", 1, 1) if gpu else Placement("cpu", False, "shm", 1, 1)
+    one_thread = os.environ | environment(there)
     command = [sys.executable, str(HERE / "bare.py"), str(RECIPE), str(out), *overrides]
     lines = subprocess.run(command, check=True, env=one_thread, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     *steps, machine = [json.loads(line) for line in lines if line.startswith("{")]
@@ -124,8 +134,10 @@ def measure(case: Case) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="rlreason-bench-"))
     try:
         runs = [run(folder / "first", case.overrides)]
-        steps, machine = bare(folder / "first", case.work)
-        size = sum(file.stat().st_size for file in (folder / "first" / "weights" / "last").glob("*.safetensors"))
+        steps, machine = bare(folder / "first", case.work, case.gpu)
+        model = folder / "first" / "weights" / "last"
+        size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+        about = json.loads((model / "config.json").read_text())
         runs.append(run(folder / "second", case.overrides))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -134,17 +146,35 @@ def measure(case: Case) -> dict[str, Any]:
     limit = {half: median(s[half] / s["tokens"] for s in steps[WARM:]) * tokens for half in ("generate", "learn")}
     seconds = sorted(sum(row.get(key, 0.0) for key in PHASES.values()) for row in rows)
     bound = sum(limit.values()) if case.of == "sum" else max(limit.values())
+    phases = {name: median(row.get(key, 0.0) for row in rows) for name, key in PHASES.items()}
+    dense = model_of(about, size, 2 if case.gpu else 4)
     return {
         "case": case, "tokens": tokens, "limit": limit, "step": median(seconds), "least": seconds[0], "most": seconds[-1],
-        "phases": {name: median(row.get(key, 0.0) for row in rows) for name, key in PHASES.items()},
+        "phases": phases,
         "ratio": median(seconds) / bound, "padding": median(row["padding"] for row in rows),
         "start": max(one.start for one in runs), "memory": max(one.memory for one in runs), "machine": machine,
-        "steps": len(rows), "size": size,
+        "steps": len(rows), "size": size, "share": share(case, dense, tokens, phases, machine),
     }  # fmt: skip
 
 
+def model_of(about: dict[str, Any], size: int, width: int) -> Model:
+    """`about`: its config.json. `size`: bytes of its weights, of `width` each."""
+    heads = about["num_attention_heads"]
+    return Model(size // width, about["num_hidden_layers"], about["num_key_value_heads"], about["hidden_size"] // heads, width)
+
+
+def share(case: Case, model: Model, tokens: float, phases: dict[str, float], machine: dict[str, Any]) -> str:
+    """How near the two halves are to what the device can do. Prompts are not counted: they are a few tokens each."""
+    measured = machine["gemm"] * 1e9 * (2 if TWO[1] in case.overrides else 1)
+    trained = mfu(model, tokens, phases["learn"], peak(machine["device"], measured))
+    if not case.gpu:
+        return f"{trained:.2f}"
+    least = decoding(model, SAMPLES, 0, tokens / SAMPLES, 2 * machine["memcpy"] * 1e9)  # a copy reads and writes
+    return f"{trained:.2f}, {least / phases['generate']:.2f}"
+
+
 HEAD = ["case", "tokens a step", "limit: generate + learn", "step (least – most)", "generate, learn, weights, log", "ratio",
-        "aim", "weights", "padding", "start-up", "memory"]  # fmt: skip
+        "aim", "MFU, roofline", "weights", "padding", "start-up", "memory"]  # fmt: skip
 
 
 def cells(found: dict[str, Any]) -> list[str]:
@@ -158,6 +188,7 @@ def cells(found: dict[str, Any]) -> list[str]:
         ", ".join(f"{seconds:.3f}" for seconds in found["phases"].values()),
         f"{found['ratio']:.2f} of the {'sum' if case.of == 'sum' else 'larger'}",
         f"{case.bound:.2f}" if case.bound else "",
+        found["share"],
         f"{found['size'] / found['phases']['weights'] / 1e9:.2f} of {found['machine']['memcpy']:.0f} GB/s",
         f"{100 * found['padding']:.1f} %",
         f"{found['start']:.1f} s",
@@ -171,10 +202,13 @@ def write(results: list[dict[str, Any]]) -> None:
     _, _, tail = rest.partition(END)
     asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     machine, memory = results[0]["machine"], psutil.virtual_memory().total / 2**30
-    about = (f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, no GPU; one core: {machine['gemm']:.0f} GFLOP/s "
-             f"in float32 products of 2048 × 512 × 512, {machine['memcpy']:.1f} GB/s of memory copied. Python "
+    does = ("bfloat16 products of 8192 × 8192 × 8192" if machine["device"] else
+            "float32 products of 2048 × 512 × 512 on one core")  # fmt: skip
+    about = (f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {machine['device'] or 'no GPU'}; "
+             f"{machine['gemm']:.0f} GFLOP/s in {does}, {machine['memcpy']:.1f} GB/s of memory copied. Python "
              f"{platform.python_version()}, commit {asked.stdout.strip() or 'unknown'}. Medians of {results[0]['steps']} "
-             "steps.")  # fmt: skip
+             "steps. MFU: of a data sheet's bfloat16 peak, or of those products on all cores; roofline: least time that the "
+             "memory needs to decode, of the time that it took.")  # fmt: skip
     rows = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *map(cells, results)]]
     PAGE.write_text("\n".join([head + BEGIN, "", about, "", *rows, "", END]) + tail, encoding="utf-8")
 
@@ -183,7 +217,7 @@ def main(chosen: list[str]) -> None:
     if unknown := [name for name in chosen if name not in CASES]:
         raise SystemExit(f"there is no case {unknown[0]!r}; there are {', '.join(CASES)}")
     results = []
-    for name in chosen or CASES:
+    for name in chosen or [name for name, case in CASES.items() if case.gpu == GPU]:
         results.append(found := measure(CASES[name]))
         print(" | ".join(cells(found)), flush=True)
     if not chosen:

@@ -25,11 +25,13 @@ from vllm import EngineArgs, LLMEngine, SamplingParams, TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
 from rlreason.config import Config
+from rlreason.gemm import product
 from rlreason.recipe import load
 from rlreason.tasks import Tasks
 from rlreason.tasks.prompts import fit
 
-ROWS = 32  # of a micro-batch at most: more do not fit a core's caches, and are slower
+GPU = torch.cuda.is_available()
+ROWS = 32  # of a micro-batch at most, on a CPU: more do not fit a core's caches, and are slower
 
 
 class Generation:
@@ -38,9 +40,12 @@ class Generation:
     def __init__(self, config: Config, model: str):
         longest = config.tasks.max_prompt + config.rollout.max_tokens
         self.config, self.number = config, 0
+        device: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 256}
+        if GPU:
+            device = {"dtype": "bfloat16", "gpu_memory_utilization": 0.4}  # as the framework's, which leaves room for a learner
         self.engine = LLMEngine.from_engine_args(EngineArgs(
-            model=model, load_format="safetensors", dtype="float32", enforce_eager=True, seed=config.seed,
-            max_model_len=max(64, longest), disable_log_stats=True, logprobs_mode="processed_logprobs", max_num_seqs=256,
+            model=model, load_format="safetensors", seed=config.seed, max_model_len=max(64, longest), disable_log_stats=True,
+            logprobs_mode="processed_logprobs", **device,
         ))  # fmt: skip
         self.tokenizer = self.engine.get_tokenizer()
 
@@ -71,7 +76,8 @@ class Training:
     def __init__(self, config: Config, model: str):
         torch.manual_seed(config.seed)
         self.tokens = config.learner.tokens
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
+        self.device, dtype = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa").to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learner.lr)
 
     def step(self, samples: list[tuple[list[int], list[int]]]) -> None:
@@ -79,32 +85,41 @@ class Training:
         total = sum(len(answer) for _, answer in samples)
         self.optimizer.zero_grad()
         while samples:
-            rows = max(1, min(len(samples), self.tokens // sum(map(len, samples[-1])), ROWS))
+            rows = max(1, min(len(samples), self.tokens // sum(map(len, samples[-1])), len(samples) if GPU else ROWS))
             micro, samples = samples[-rows:], samples[:-rows]
             tokens = pad_sequence([torch.tensor(prompt + answer) for prompt, answer in micro], batch_first=True)
             mask = pad_sequence([torch.tensor([0.0] * len(p) + [1.0] * len(a)) for p, a in micro], batch_first=True)
-            logits = self.model(input_ids=tokens, use_cache=False).logits[:, :-1]
+            tokens, mask = tokens.to(self.device), mask.to(self.device)
+            logits = self.model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
             logp = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
             ((logp * mask[:, 1:]).sum() / total).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+        if GPU:
+            torch.cuda.synchronize()
 
 
-def machine() -> dict[str, float]:
-    """One core: float32 products of the sizes that a small model has, and copies of memory; medians of ten."""
+def machine() -> dict[str, Any]:
+    """One core: float32 products of the sizes that a small model has, by the faster of two libraries, and copies of memory.
+    Or a GPU: bfloat16, large ones. Medians of ten."""
 
     def seconds(work: Any) -> float:
         times = []
         for _ in range(10):
             began = time.perf_counter()
             work()
+            if GPU:
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
         return float(np.median(times))
 
-    a, b = torch.randn(2048, 512), torch.randn(512, 512)
-    source, target = torch.zeros(1 << 26), torch.empty(1 << 26)
+    rows, inner, columns, number = (8192, 8192, 8192, 1 << 30) if GPU else (2048, 512, 512, 1 << 26)
+    where: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16} if GPU else {}
+    a, b = torch.randn(rows, inner, **where), torch.randn(columns, inner, **where)
+    source, target = torch.zeros(number, **where), torch.empty(number, **where)
     return {
-        "gemm": 2 * 2048 * 512 * 512 / seconds(lambda: a @ b) / 1e9,
+        "device": torch.cuda.get_device_name() if GPU else "",
+        "gemm": 2 * rows * inner * columns / seconds(lambda: product(a, b)) / 1e9,
         "memcpy": source.nbytes / seconds(lambda: target.copy_(source)) / 1e9,
     }
 
