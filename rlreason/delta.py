@@ -5,8 +5,8 @@ hundred change. The learner's end keeps what it has published, finds those that 
 and their new values; the engine's end keeps the same in host memory, and puts them in. A checksum of the whole says that
 both hold the same.
 
-The folder holds a publication that is whole, and those after it that are not. An engine that is new, or has missed some,
-begins with the whole one.
+The folder holds a publication that is whole, and those after it that are not. An engine that is new begins with the whole one,
+and one that has missed some reads those too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ AT, TO = "at:", "to:"  # before a tensor's name: the places in it that changed, 
 
 
 class Changes:
-    """The learner's end. What it has published stays readable until the next is."""
+    """The learner's end. What it has published stays readable until the next is.
+
+    It holds a copy of the weights in host memory, and two while it publishes.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -27,7 +27,7 @@ def train(models, digits, out, *more: str) -> Run:
     return run
 
 
-@pytest.mark.parametrize("transport", ["auto", "file"])
+@pytest.mark.parametrize("transport", ["auto", "file", "delta"])
 @pytest.mark.usefixtures("gpus")
 def test_learner_and_engine_take_turns_on_one_gpu(models, digits, tmp_path, transport, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
