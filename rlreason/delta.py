@@ -45,12 +45,13 @@ class Changes:
     def publish(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Write what is new in `tensors`, or all of it, where that is not much more. Returns what `Held.read` asks for."""
         now = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-        changes = _changes(self.before, now) if self.before else now
+        alike = _kinds(self.before) == _kinds(now) and file(self.folder, self.life, self.whole).is_file()
+        changes = _changes(self.before, now) if alike else now
         size = sum(t.nbytes for t in now.values())
         self.number += 1
         # One that is behind reads the whole one and all after it: together at most twice as much.
         self.written += sum(t.nbytes for t in changes.values())
-        if not self.before or self.written > size:
+        if not alike or self.written > size:
             changes, self.whole, self.written = now, self.number, 0
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / "partial"
@@ -104,6 +105,10 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
     with ThreadPoolExecutor() as pool:  # it lets go of Python's lock
         each = pool.map(lambda name: crc32(_words(tensors[name]).view(torch.uint8).numpy().data), sorted(tensors))
         return crc32(b"".join(one.to_bytes(4, "little") for one in each))
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (t.shape, t.dtype) for name, t in tensors.items()}
 
 
 def _changes(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -134,6 +134,19 @@ def test_damage_is_told_and_nothing_of_it_is_kept(tmp_path, damage):
     assert same(dict(engine.read(handle)), now), "from the whole one again"
 
 
+def test_what_has_another_shape_or_lost_its_beginning_is_sent_whole(tmp_path):
+    learner, engine, now = Changes(tmp_path), Held(), weights() | {"none": torch.zeros(0)}
+    assert same(dict(engine.read(learner.publish(now))), now)
+    now["norm"], now["new"] = torch.ones(2, 2), torch.ones(3)
+    handle = learner.publish(now)
+    assert handle["whole"] == handle["number"] == 2
+    assert same(dict(engine.read(handle)), now)
+    file(tmp_path, handle["life"], 2).unlink()
+    handle = learner.publish(now)
+    assert handle["whole"] == 3
+    assert same(dict(Held().read(handle)), now)
+
+
 def test_a_checksum_knows_which_tensor_is_which():
     a, b = torch.zeros(3), torch.ones(3)
     assert checksum({"a": a, "b": b}) == checksum({"b": b, "a": a})
