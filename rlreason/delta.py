@@ -47,22 +47,23 @@ class Changes:
         now = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         alike = _kinds(self.before) == _kinds(now) and file(self.folder, self.life, self.whole).is_file()
         changes = _changes(self.before, now) if alike else now
-        size = sum(t.nbytes for t in now.values())
-        self.number += 1
+        number, size = self.number + 1, sum(t.nbytes for t in now.values())
         # One that is behind reads the whole one and all after it: together at most twice as much.
-        self.written += sum(t.nbytes for t in changes.values())
-        if not alike or self.written > size:
-            changes, self.whole, self.written = now, self.number, 0
+        written = self.written + sum(t.nbytes for t in changes.values())
+        whole = self.whole
+        if not alike or written > size:
+            changes, written, whole = now, 0, number
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / "partial"
         save_file(changes, partial)
-        partial.replace(file(self.folder, self.life, self.number))
-        if self.whole == self.number:
+        partial.replace(file(self.folder, self.life, number))
+        # From here on it is published; one that could not be written has never been.
+        self.number, self.whole, self.written, self.before = number, whole, written, now
+        if whole == number:
             for old in self.folder.glob("*.safetensors"):
-                if old != file(self.folder, self.life, self.number):
+                if old != file(self.folder, self.life, number):
                     old.unlink()
-        self.before = now
-        return {"path": str(self.folder), "life": self.life, "number": self.number, "whole": self.whole,
+        return {"path": str(self.folder), "life": self.life, "number": number, "whole": whole,
                 "bytes": sum(t.nbytes for t in changes.values()), "checksum": checksum(now)}  # fmt: skip
 
 
@@ -88,8 +89,8 @@ class Held:
                 tensors = read if number == handle["whole"] else _changed(tensors, read)
             except FileNotFoundError as error:
                 raise Gone(f"{folder}: publication {number} of {life}") from error
-            except (SafetensorError, LookupError, RuntimeError) as error:
-                raise Wounded(f"{file(folder, life, number)} is damaged: {error}") from error
+            except (SafetensorError, LookupError, RuntimeError, OSError) as error:
+                raise Wounded(f"{file(folder, life, number)} cannot be read: {error}") from error
         if checksum(tensors) != handle["checksum"]:
             raise Wounded(f"{folder}: publication {newest} is not what the learner wrote, by its checksum")
         self.life, self.number, self.tensors = life, newest, tensors
@@ -101,10 +102,14 @@ def file(folder: Path, life: str, number: int) -> Path:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of the CRC-32s of all tensors, by name."""
+    """CRC-32 of the names, dtypes and shapes of all tensors, and of the CRC-32s of what is in them."""
+
+    def one(name: str) -> str:
+        t = tensors[name]
+        return f"{name} {t.dtype} {[*t.shape]} {crc32(_words(t).view(torch.uint8).numpy().data)}"
+
     with ThreadPoolExecutor() as pool:  # it lets go of Python's lock
-        each = pool.map(lambda name: crc32(_words(tensors[name]).view(torch.uint8).numpy().data), sorted(tensors))
-        return crc32(b"".join(one.to_bytes(4, "little") for one in each))
+        return crc32("\n".join(pool.map(one, sorted(tensors))).encode())
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from rlreason import delta
 from rlreason.delta import Changes, Held, checksum, file
 from rlreason.errors import Gone, Wounded
 from rlreason.weights import Publisher
@@ -110,7 +111,7 @@ def test_what_is_replaced_is_gone_and_the_newest_is_read_from_the_beginning(tmp_
     assert same(dict(engine.read(newest)), now)
 
 
-@pytest.mark.parametrize("damage", ["cut", "value", "place", "other"])
+@pytest.mark.parametrize("damage", ["cut", "value", "place", "other", "folder"])
 def test_damage_is_told_and_nothing_of_it_is_kept(tmp_path, damage):
     learner, engine, now = Changes(tmp_path), Held(), weights()
     dict(engine.read(learner.publish(now)))
@@ -126,10 +127,15 @@ def test_damage_is_told_and_nothing_of_it_is_kept(tmp_path, damage):
         read = load_file(path)
         read["at:embed"][0] = SIZE
         save_file(read, path)
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
     else:  # as a cache that gives what was there before
         path.write_bytes(file(tmp_path, handle["life"], 1).read_bytes())
     with pytest.raises(Wounded, match="2"):
         dict(engine.read(handle))
+    if damage == "folder":
+        path.rmdir()
     path.write_bytes(whole)
     assert same(dict(engine.read(handle)), now), "from the whole one again"
 
@@ -151,6 +157,27 @@ def test_a_checksum_knows_which_tensor_is_which():
     a, b = torch.zeros(3), torch.ones(3)
     assert checksum({"a": a, "b": b}) == checksum({"b": b, "a": a})
     assert checksum({"a": a, "b": b}) != checksum({"a": b, "b": a})
+    assert checksum({"a": torch.zeros(2, 3)}) != checksum({"a": torch.zeros(3, 2)})
+    assert checksum({"a": torch.zeros(2)}) != checksum({"a": torch.zeros(2, dtype=torch.int32)})
+
+
+def test_what_could_not_be_written_was_never_published(tmp_path, monkeypatch):
+    learner, engine, now = Changes(tmp_path), Held(), weights()
+    dict(engine.read(learner.publish(now)))
+    learn(now, 0.02, 0)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(delta, "save_file", full)
+        with pytest.raises(OSError, match="No space"):
+            learner.publish(now)
+    learn(now, 0.02, 1)
+    handle = learner.publish(now)
+    assert handle["number"] == 2
+    assert same(dict(engine.read(handle)), now)
+    assert same(dict(Held().read(handle)), now)
 
 
 def test_a_publisher_of_this_kind_says_what_it_is(tmp_path):
