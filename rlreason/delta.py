@@ -77,7 +77,7 @@ class Held:
     def read(self, handle: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         """All tensors of a publication, whatever was held before.
 
-        Raises `Gone` if newer ones have replaced it, and `Wounded` if what was read is not what was published.
+        Raises `Gone` if newer ones have replaced it, and `Wounded` if what was read is not what was published, or is lost.
         """
         life, newest, folder = handle["life"], handle["number"], Path(handle["path"])
         behind = life != self.life or not handle["whole"] <= self.number <= newest
@@ -86,9 +86,14 @@ class Held:
         for number in range(first, newest + 1):
             try:
                 read = load_file(file(folder, life, number))
-                tensors = read if number == handle["whole"] else _changed(tensors, read)
+                # Copies: what was read is the mapped file, which another may write to, or remove.
+                tensors = (
+                    {name: t.clone() for name, t in read.items()} if number == handle["whole"] else _changed(tensors, read)
+                )
             except FileNotFoundError as error:
-                raise Gone(f"{folder}: publication {number} of {life}") from error
+                if {*folder.glob("*.safetensors")} - {file(folder, life, n) for n in range(newest + 1)}:
+                    raise Gone(f"{folder}: publication {number} of {life}") from error
+                raise Wounded(f"{file(folder, life, number)} is lost, and no newer one has taken its place") from error
             except (SafetensorError, LookupError, RuntimeError, OSError) as error:
                 raise Wounded(f"{file(folder, life, number)} cannot be read: {error}") from error
         if checksum(tensors) != handle["checksum"]:

@@ -14,6 +14,7 @@ import numpy as np
 from vllm import EngineArgs, LLMEngine, SamplingParams, TokensPrompt, envs
 from vllm.config import ModelConfig, WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from rlreason import pulse
 from rlreason.config import Config
@@ -41,6 +42,13 @@ def _bytes_a_token(about: ModelConfig) -> int:
     """Of the cache, in float32."""
     heads: int = about.get_total_num_kv_heads()
     return 2 * 4 * about.hf_text_config.num_hidden_layers * heads * about.get_head_size()
+
+
+def _assert_heads(about: ModelConfig) -> None:
+    """Refuse heads that vLLM's kernels for the CPU were not compiled for: they tell it at the first token of an answer."""
+    size, fine = about.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
+    if not about.use_mla and size not in fine:
+        raise ValueError(f"model: attention heads of {size} numbers; on a CPU vLLM takes {', '.join(map(str, fine))}")
 
 
 def _made(args: EngineArgs) -> LLMEngine:
@@ -80,7 +88,9 @@ class Rollout:
         if config.learner.float32_head:
             defaults["hf_overrides"] = {"head_dtype": "float32"}
         if not gpu:
-            defaults |= {"max_num_seqs": SEQUENCES, "block_size": BLOCK}
+            _assert_heads(about)
+            # A prompt that is read in parts turns its generator back after each of them, which those of the CPU cannot.
+            defaults |= {"max_num_seqs": SEQUENCES, "block_size": BLOCK, "enable_chunked_prefill": False}
             asked = defaults | config.rollout.vllm
             blocks = asked["max_num_seqs"] * -(-asked["max_model_len"] // asked["block_size"]) + 1  # vLLM keeps one
             if blocks * asked["block_size"] * _bytes_a_token(about) < envs.VLLM_CPU_KVCACHE_SPACE << 30:

@@ -29,6 +29,7 @@ from torch import Tensor
 from rlreason import manifest
 from rlreason.delta import Changes, Held
 from rlreason.errors import Gone
+from rlreason.storage import stored
 
 Handle = dict[str, Any]
 Named = Iterable[tuple[str, Tensor]]
@@ -69,10 +70,9 @@ class Publisher:
             "dtypes": [str(t.dtype).removeprefix("torch.") for _, t in named],
             "shapes": [list(t.shape) for _, t in named],
         }
-        if self.kind == "file":
-            return handle | self._file(dict(named))
-        if self.changes:
-            return handle | self.changes.publish(dict(named))
+        if self.folder and self.kind in ("file", "delta"):
+            with stored(self.folder):
+                return handle | (self.changes.publish if self.changes else self._file)(dict(named))
         return handle | getattr(self, f"_{self.kind}")([t for _, t in named])
 
     def settle(self) -> None:

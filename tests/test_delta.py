@@ -49,7 +49,11 @@ def test_two_in_a_hundred_cost_less_than_a_fifth_and_arrive_to_the_bit(tmp_path)
         assert 0 < handle["bytes"] < 0.2 * whole["bytes"]
         assert file(tmp_path, handle["life"], handle["number"]).stat().st_size < 0.2 * len(first)
         assert same(dict(engine.read(handle)), now)
-    assert file(tmp_path, whole["life"], 1).read_bytes() == first, "what an engine holds is its own"
+    assert file(tmp_path, whole["life"], 1).read_bytes() == first
+    with file(tmp_path, whole["life"], 1).open("r+b") as written:
+        written.write(bytes(len(first)))
+    learn(now, 0.02, 5)
+    assert same(dict(engine.read(learner.publish(now))), now), "what an engine holds is its own, and no file"
 
 
 def test_not_a_number_and_the_sign_of_zero_are_changes_too(tmp_path):
@@ -109,6 +113,21 @@ def test_what_is_replaced_is_gone_and_the_newest_is_read_from_the_beginning(tmp_
     with pytest.raises(Gone, match="publication 1"):
         dict(engine.read(old))
     assert same(dict(engine.read(newest)), now)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_what_is_lost_and_not_replaced_is_told(tmp_path, lost):
+    """An engine that waited for the next would wait for ever: without engines there is none."""
+    learner, now = Changes(tmp_path), weights()
+    learner.publish(now)
+    learn(now, 0.02, 0)
+    handle = learner.publish(now)
+    file(tmp_path, handle["life"], lost).unlink()
+    with pytest.raises(Wounded, match=f"-{lost}.safetensors is lost, and no newer one has taken its place"):
+        dict(Held().read(handle))
+    Changes(tmp_path).publish(now)  # a learner that was started anew
+    with pytest.raises(Gone):
+        dict(Held().read(handle))
 
 
 @pytest.mark.parametrize("damage", ["cut", "value", "place", "other", "folder"])

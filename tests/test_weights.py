@@ -1,6 +1,8 @@
 """Weights through memory and through a file: what arrives is what was sent."""
 
 import os
+import subprocess
+import sys
 from collections import deque
 
 import pytest
@@ -63,3 +65,24 @@ def test_shared_memory_has_no_name_to_leave_behind():
 def test_a_directory_without_weights_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no"):
         list(read({"kind": "file", "path": str(tmp_path)}))
+
+
+FULL = """
+import resource, sys, torch
+from pathlib import Path
+from rlreason.errors import StorageError
+from rlreason.weights import Publisher
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+try:
+    Publisher(sys.argv[1], Path(sys.argv[2])).publish([("a", torch.zeros(1000))])
+except StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "delta"])
+def test_a_disk_that_takes_no_weights_is_told_as_one(tmp_path, kind):
+    run = subprocess.run([sys.executable, "-c", FULL, kind, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "the file is larger than the file system, or ulimit -f, allows" in run.stdout
+    assert str(tmp_path) in run.stdout

@@ -24,6 +24,15 @@ from rlreason.rollout import Rollout, WeightsDiffer
 from rlreason.types import Task
 from rlreason.weights import Publisher
 
+about = json.loads(Path(sys.argv[1], "config.json").read_text())
+odd = Path(sys.argv[2], "odd")
+odd.mkdir(parents=True)
+(odd / "config.json").write_text(json.dumps(about | {"head_dim": 16}))
+try:
+    Rollout(Config(model=str(odd), out=""), str(odd), "cpu")
+except ValueError as error:
+    refused = str(error)
+
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
 config = Config(model=sys.argv[1], out="", tasks=TasksConfig(max_prompt=32), rollout=RolloutConfig(max_tokens=32))
 rollout, publisher = Rollout(config, sys.argv[1], "cpu"), Publisher("shm")
@@ -41,7 +50,7 @@ def handle():
         "canary": {"tokens": canary, "logprobs": logprobs(canary).tolist(), "tolerance": 1e-3}}
 
 async def main():
-    told = {}
+    told = {"heads": refused}
     try:
         await rollout.sample(Task("0", "x"), 1)
     except RuntimeError as error:
@@ -66,6 +75,12 @@ async def main():
     config.rollout.stop = ["never said"]  # so that vLLM spells the text, token by token
     told["spelt"] = [a.text == b.text for g, h in zip(groups, await five(99)) for a, b in zip(g.samples, h.samples)]
     config.rollout.stop = []
+    tasks = [Task(f"m{i}", f"{i:02}" * 15 + ":", "1") for i in range(40)]  # of more tokens than one step of vLLM takes
+    many = await asyncio.gather(*(rollout.sample(task, 2, (98, i, 40)) for i, task in enumerate(tasks)))
+    told["many"] = [rollout.engine.vllm_config.scheduler_config.max_num_batched_tokens, sum(len(s.tokens[~s.mask])
+                    for g in many for s in g.samples)]
+    told["many gap"] = max((logprobs(g.samples[1].tokens.tolist()) - torch.from_numpy(g.samples[1].logprobs))[
+                           torch.from_numpy(g.samples[1].mask)].abs().max().item() for g in many)
     odd = [Task("chat", [{"role": "user", "content": "x"}]), Task("ok", "abc", "1")]  # no template: its wave goes on
     both = await asyncio.gather(*(rollout.sample(t, 1, (100, i, 2)) for i, t in enumerate(odd)), return_exceptions=True)
     told["odd"] = [type(both[0]).__name__, len(both[1].samples)]
@@ -176,7 +191,11 @@ def test_an_engine_answers_with_the_weights_it_was_given(scripts, family):
     assert told["answers"] == 60
     assert told["repeats"], "the same wave under the same weights has to give the same bits"
     assert all(told["spelt"]), "what is decoded at the end is what vLLM spells token by token"
+    step, prompts = told["many"]
+    assert prompts > step, "the wave is more than the engine reads at once"
+    assert told["many gap"] < 1e-5
     assert told["odd"] == ["ValueError", 1]
+    assert "attention heads of 16 numbers; on a CPU vLLM takes 32, 64" in told["heads"]
     assert told["too long"] == 0
     assert told["in flight"] > 0
     assert told["began under"] == [2]
