@@ -2,9 +2,9 @@
 
     python benchmarks [CASE …]
 
-Every case is two runs of benchmarks/step.yaml, and between them the bare work on the same tokens (bare.py). Prints a line
-a case, medians over the steps after the first four; without CASE all that this machine has the devices for, and writes the
-table into benchmarks/RESULTS.md.
+Every case is two runs of benchmarks/step.yaml, and between them the bare work on the same tokens (bare.py): by the libraries as
+they come, and with the options that are used here. Prints a line a case, medians over the steps after the first four;
+without CASE all that this machine has the devices for, and writes the table into benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -114,13 +114,13 @@ def held(pid: int) -> float:
     return total
 
 
-def bare(out: Path, overrides: list[str], gpu: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The limit's steps, and what the machine can do."""
+def bare(out: Path, kind: str, overrides: list[str], gpu: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The steps of the limit of this kind, and what the machine can do."""
     from rlreason.placement import Placement, environment
 
     there = Placement("cuda", True, "ipc", 1, 1) if gpu else Placement("cpu", False, "shm", 1, 1)
     one_thread = os.environ | environment(there)
-    command = [sys.executable, str(HERE / "bare.py"), str(RECIPE), str(out), *overrides]
+    command = [sys.executable, str(HERE / "bare.py"), str(RECIPE), str(out), kind, *overrides]
     lines = subprocess.run(command, check=True, env=one_thread, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     *steps, machine = [json.loads(line) for line in lines if line.startswith("{")]
     return steps, machine
@@ -134,7 +134,8 @@ def measure(case: Case) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="rlreason-bench-"))
     try:
         runs = [run(folder / "first", case.overrides)]
-        steps, machine = bare(folder / "first", case.work, case.gpu)
+        steps, machine = bare(folder / "first", "stock", case.work, case.gpu)
+        tuned, _ = bare(folder / "first", "tuned", case.work, case.gpu)
         model = folder / "first" / "weights" / "last"
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         about = json.loads((model / "config.json").read_text())
@@ -143,15 +144,17 @@ def measure(case: Case) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [row for one in runs for row in one.rows[WARM:]]
     tokens = median(row["tokens"] for row in rows)
-    limit = {half: median(s[half] / s["tokens"] for s in steps[WARM:]) * tokens for half in ("generate", "learn")}
+    limit, best = ({half: median(s[half] / s["tokens"] for s in each[WARM:]) * tokens for half in ("generate", "learn")}
+                   for each in (steps, tuned))  # fmt: skip
     seconds = sorted(sum(row.get(key, 0.0) for key in PHASES.values()) for row in rows)
-    bound = sum(limit.values()) if case.of == "sum" else max(limit.values())
+    bound, least = (sum(each.values()) if case.of == "sum" else max(each.values()) for each in (limit, best))
     phases = {name: median(row.get(key, 0.0) for row in rows) for name, key in PHASES.items()}
     dense = model_of(about, size, 2 if case.gpu else 4)
     return {
-        "case": case, "tokens": tokens, "limit": limit, "step": median(seconds), "least": seconds[0], "most": seconds[-1],
-        "phases": phases,
-        "ratio": median(seconds) / bound, "padding": median(row["padding"] for row in rows),
+        "case": case, "tokens": tokens, "limit": limit, "best": best,
+        "step": median(seconds), "least": seconds[0], "most": seconds[-1], "phases": phases,
+        "ratio": median(seconds) / bound, "above": median(seconds) / least,
+        "padding": median(row["padding"] for row in rows),
         "start": max(one.start for one in runs), "memory": max(one.memory for one in runs), "machine": machine,
         "steps": len(rows), "size": size, "share": share(case, dense, tokens, phases, machine),
     }  # fmt: skip
@@ -174,11 +177,11 @@ def share(case: Case, model: Model, tokens: float, phases: dict[str, float], mac
 
 
 HEAD = ["case", "tokens a step", "limit: generate + learn", "step (least – most)", "generate, learn, weights, log", "ratio",
-        "aim", "MFU, roofline", "weights", "padding", "start-up", "memory"]  # fmt: skip
+        "aim", "tuned limit, and the ratio to it", "MFU, roofline", "weights", "padding", "start-up", "memory"]  # fmt: skip
 
 
 def cells(found: dict[str, Any]) -> list[str]:
-    case, limit = found["case"], found["limit"]
+    case, limit, best = found["case"], found["limit"], found["best"]
     total = sum(limit.values())
     return [
         case.name,
@@ -188,6 +191,7 @@ def cells(found: dict[str, Any]) -> list[str]:
         ", ".join(f"{seconds:.3f}" for seconds in found["phases"].values()),
         f"{found['ratio']:.2f} of the {'sum' if case.of == 'sum' else 'larger'}",
         f"{case.bound:.2f}" if case.bound else "",
+        f"{best['generate']:.3f} + {best['learn']:.3f} s, {found['above']:.2f}",
         found["share"],
         f"{found['size'] / found['phases']['weights'] / 1e9:.2f} of {found['machine']['memcpy']:.0f} GB/s",
         f"{100 * found['padding']:.1f} %",

@@ -1,9 +1,11 @@
 """The limit of a step: its two halves in one process, each as its own library does it; and how fast this machine is.
 
-    python benchmarks/bare.py RECIPE OUT [key=value …]
+    python benchmarks/bare.py RECIPE OUT stock|tuned [key=value …]
 
 vLLM alone answers the prompts of the run in OUT under its seeds, and torch alone makes one optimizer step on exactly the
 tokens that came out. No Ray, no DeepSpeed, no loop, no rewards. Prints one JSON line a step.
+
+`stock`: both libraries as they come. `tuned`: with the options and the products that engines and learners here use.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from vllm import EngineArgs, LLMEngine, SamplingParams, TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
 from rlreason.config import Config
-from rlreason.gemm import product
+from rlreason.gemm import product, speed_up
 from rlreason.recipe import load
+from rlreason.rollout import BLOCK, SEQUENCES
 from rlreason.tasks import Tasks
 from rlreason.tasks.prompts import fit
 
@@ -37,10 +40,13 @@ ROWS = 32  # of a micro-batch at most, on a CPU: more do not fit a core's caches
 class Generation:
     """vLLM, stepped until it has nothing to do."""
 
-    def __init__(self, config: Config, model: str):
+    def __init__(self, config: Config, model: str, tuned: bool):
         longest = config.tasks.max_prompt + config.rollout.max_tokens
         self.config, self.number = config, 0
-        device: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 256}
+        self.frugal = {"detokenize": False, "flat_logprobs": True} if tuned else {}
+        device: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": SEQUENCES}
+        if tuned:  # no prompt here fills a block of the cache
+            device |= {"block_size": BLOCK, "enable_prefix_caching": False, "enable_chunked_prefill": False}
         if GPU:
             device = {"dtype": "bfloat16", "gpu_memory_utilization": 0.4}  # as the framework's, which leaves room for a learner
         self.engine = LLMEngine.from_engine_args(EngineArgs(
@@ -58,7 +64,7 @@ class Generation:
             seed = crc32(f"{self.config.seed}/{task.id}/{step}".encode())  # those of the framework's run
             params = SamplingParams(
                 n=self.config.loop.samples, temperature=rollout.temperature, max_tokens=rollout.max_tokens, logprobs=0,
-                seed=seed, output_kind=RequestOutputKind.FINAL_ONLY,
+                seed=seed, output_kind=RequestOutputKind.FINAL_ONLY, **self.frugal,
             )  # fmt: skip
             self.number += 1
             prompt = TokensPrompt(prompt_token_ids=fitted[1], cache_salt=str(step))
@@ -73,11 +79,13 @@ class Generation:
 class Training:
     """torch: micro-batches of samples of like length, a policy gradient, AdamW."""
 
-    def __init__(self, config: Config, model: str):
+    def __init__(self, config: Config, model: str, tuned: bool):
         torch.manual_seed(config.seed)
         self.tokens = config.learner.tokens
         self.device, dtype = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa").to(self.device)
+        if tuned:
+            speed_up(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learner.lr)
 
     def step(self, samples: list[tuple[list[int], list[int]]]) -> None:
@@ -124,10 +132,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main(recipe: str, out: str, overrides: list[str]) -> None:
+def main(recipe: str, out: str, kind: str, overrides: list[str]) -> None:
     config = load(Path(recipe), [*overrides, f"out={out}"])
     model = str(Path(out) / "weights" / "last")  # with so small a learning rate these are those of all steps
-    generation, training = Generation(config, model), Training(config, model)
+    generation, training = Generation(config, model, kind == "tuned"), Training(config, model, kind == "tuned")
     tasks = Tasks(config).stream()
     gc.collect()
     gc.freeze()
@@ -144,4 +152,4 @@ def main(recipe: str, out: str, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
