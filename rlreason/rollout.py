@@ -14,7 +14,6 @@ import numpy as np
 from vllm import EngineArgs, LLMEngine, SamplingParams, TokensPrompt, envs
 from vllm.config import ModelConfig, WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from rlreason import pulse
 from rlreason.config import Config
@@ -46,6 +45,8 @@ def _bytes_a_token(about: ModelConfig) -> int:
 
 def _assert_heads(about: ModelConfig) -> None:
     """Refuse heads that vLLM's kernels for the CPU were not compiled for: they tell it at the first token of an answer."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # not on a GPU
+
     size, fine = about.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
     if not about.use_mla and size not in fine:
         raise ValueError(f"model: attention heads of {size} numbers; on a CPU vLLM takes {', '.join(map(str, fine))}")
