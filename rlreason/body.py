@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from rlreason import checkpoint, pulse, space
 from rlreason.config import Config
 from rlreason.errors import Failure, Lost, StorageError
-from rlreason.fleet import Process, Rollouts, Say
+from rlreason.fleet import Member, Process, Received, Rollouts, Say
+from rlreason.placement import parallel_size
 from rlreason.types import Group, Metrics
 
 AFTERMATH = 2.0  # seconds in which the loss of a rank is heard of, after another has failed for want of it
@@ -30,6 +31,9 @@ Meeting = Callable[[], Awaitable[None]]
 
 class Rank(Process, Protocol):
     async def address(self) -> tuple[str, int]: ...
+
+    async def interrupt(self) -> None:
+        """Call the learner's `interrupt`, also while it is busy. A rank that is lost is not told."""
 
 
 class Straggling:
@@ -53,17 +57,19 @@ class Learners:
 
     def __init__(
         self, config: Config, ranks: Sequence[Rank], about: tuple[Any, ...], share: Callable[[Any], Any], say: Say,
-        read: bool = True,
+        broadcasts: bool = False,
     ):  # fmt: skip
         """`about`: what a rank is made of, besides its number and where they meet. `share`: wraps what all ranks are
-        sent, so that it travels once. `read`: are there engines that read what is published?"""
-        self.config, self.ranks, self.about, self.share, self.say, self.read = config, ranks, about, share, say, read
+        sent, so that it travels once. `broadcasts`: the transport of weights is a collective with the engines."""
+        self.config, self.ranks, self.about, self.share, self.say = config, ranks, about, share, say
+        self.broadcasts = broadcasts
+        self.members: tuple[Member, ...] = ()  # of the group over which weights are broadcast
+        self.stepping = asyncio.Lock()  # weights change under it, and are broadcast under it
         self.version = self.diverged = 0
         self.straggling = Straggling()
         self.gone: Lost | None = None  # a rank that was lost, also while nothing is asked of it
         self.watches: list[asyncio.Task[None]] = []
         self.stacks: Meeting = self._stacks  # writes those of every process of the run, where more than these are known
-        self.met: Meeting | None = None  # where weights are broadcast: how new learners meet the engines
 
     async def begin(self) -> None:
         """Start every rank, in place of those that there may be. Raises `Failure` if that cannot be done."""
@@ -80,6 +86,7 @@ class Learners:
     async def _begin(self) -> None:
         self.end()
         self.version = self.diverged = 0
+        self.members = ()
         self.straggling = Straggling()
         for rank in self.ranks:
             rank.spawn()
@@ -92,8 +99,6 @@ class Learners:
             why = f"were not ready {self.config.recovery.start:g} s after they were started (recovery.start)"
             raise Lost("the learners", why, True) from None
         self.watches = [asyncio.create_task(self._watch(rank)) for rank in self.ranks]
-        if self.met:
-            await self.met()
 
     async def _become(self) -> None:
         host, port = await self.ranks[0].address()
@@ -122,8 +127,9 @@ class Learners:
 
     async def step(self, groups: list[Group]) -> Metrics:
         """One step of all ranks. Raises `Failure` when too many in a row came to NaN or infinity, and were skipped."""
-        told: list[Metrics] = await self._all("step", self.share(groups))
-        self.version += 1
+        async with self.stepping:
+            told: list[Metrics] = await self._all("step", self.share(groups))
+            self.version += 1
         alone = {rank.name: metrics.pop("alone") for rank, metrics in zip(self.ranks, told, strict=True) if "alone" in metrics}
         metrics = told[0] | (self._straggle(alone) if len(alone) > 1 else {})
         self.diverged = self.diverged + 1 if metrics.get("diverged") else 0
@@ -144,7 +150,72 @@ class Learners:
         return {"time/straggle": times}
 
     async def publish(self) -> Any:
-        return (await self._all("publish"))[0] if self.read else {}
+        return (await self._all("publish"))[0]
+
+    async def broadcast(self, engines: Mapping[Member, Process]) -> tuple[int, dict[Member, Received]]:
+        """Send the weights to these engines, over a group of rank 0 and all their workers that is formed anew when its
+        members change. Returns the version of the weights, and what became of each engine.
+
+        A member that is lost cuts the broadcast off: the others give up within a second and leave the group.
+        """
+        async with self.stepping:
+            version = self.version
+            if self.members != tuple(engines):
+                self.members = ()
+                outcomes = await self._connect(engines)
+                if not all(outcomes.values()):
+                    return version, {m: one if isinstance(one, Lost) else None for m, one in outcomes.items()}
+                self.members = tuple(engines)
+            handle = self.share(await self.publish())
+            outcomes = await self._together(
+                self._all("send"), {m: engine.call("load", handle, version) for m, engine in engines.items()}
+            )
+            if any(one is None or isinstance(one, Lost) for one in outcomes.values()):
+                self.members = ()
+            return version, outcomes
+
+    async def _connect(self, engines: Mapping[Member, Process]) -> dict[Member, Any]:
+        """Form the group. Returns by engine whether it came about, or how the engine was lost."""
+        width = parallel_size(self.config.rollout.vllm)
+        world = 1 + width * len(engines)
+        host, _ = await self.ranks[0].address()
+        # A member whose fellow is stopped is released when that is found out: by its heartbeat, before this time is over.
+        timeout = 2 * self.config.recovery.hung
+        first = self.ranks[:1]
+        port = (await self._all("open_group", host, world, timeout, ranks=first))[0]
+        return await self._together(
+            self._all("connect_group", ranks=first),
+            {member: engine.call("join", host, port, 1 + i * width, world, timeout)
+             for i, (member, engine) in enumerate(engines.items())},
+        )  # fmt: skip
+
+    async def _together(
+        self, ours: Awaitable[list[bool]], theirs: Mapping[Member, Awaitable[Any]]
+    ) -> dict[Member, Any]:  # fmt: skip
+        """A collective of the learners and of engines: what each engine answers, or how it was lost; None or False where it
+        was cut off. Raises what the learners raise, or an engine that is not lost."""
+        own = asyncio.ensure_future(ours)
+        calls = {member: asyncio.ensure_future(call) for member, call in theirs.items()}
+        waiting: set[asyncio.Future[Any]] = {own, *calls.values()}
+        whole = True
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if own in done:
+                    own.result()  # a learner that is lost ends this at once: its engines find out by its store
+                if whole and any(one.exception() or one.result() in (None, False) for one in done - {own}):
+                    whole = False
+                    await self.ranks[0].interrupt()
+            return {member: _received(call) for member, call in calls.items()}
+        finally:
+            if waiting:
+                await self.ranks[0].interrupt()
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    def fail(self, lost: Lost) -> None:
+        self.gone = self.gone or lost
 
     async def save(self, cursor: int, pending: Sequence[str] = ()) -> None:
         """Commit a checkpoint, and write the weights as a Hugging Face directory beside it. `pending`: ids of the tasks
@@ -187,13 +258,14 @@ class Learners:
         self.version = states[0]["version"]
         return dict(states[0])
 
-    async def _all(self, method: str, *args: Any) -> list[Any]:
-        """Every rank's answer. Raises `Lost`, with the rank that is to blame, if one dies or nothing comes of it."""
-        calls = [asyncio.ensure_future(rank.call(method, *args)) for rank in self.ranks]
+    async def _all(self, method: str, *args: Any, ranks: Sequence[Rank] | None = None) -> list[Any]:
+        """The answer of every rank, or of `ranks`. Raises `Lost`, with the rank that is to blame, if one dies or hangs."""
+        ranks = self.ranks if ranks is None else ranks
+        calls = [asyncio.ensure_future(rank.call(method, *args)) for rank in ranks]
         whole = asyncio.gather(*calls)
         watches = [
             asyncio.ensure_future(pulse.lost(rank, self.config.recovery.hung, lambda call=call: not call.done()))  # type: ignore[misc]
-            for rank, call in zip(self.ranks, calls, strict=True)
+            for rank, call in zip(ranks, calls, strict=True)
         ]
         try:
             waiting: list[asyncio.Future[Any]] = [whole, *watches]
@@ -233,15 +305,38 @@ class Learners:
 
 
 class TakingTurns(Learners):
-    """Learners on the GPU of the engine, which sleeps while they step and wakes when it gets their weights."""
+    """Learners on the device of the engines, which sleep while they start and step, and wake when they get their weights."""
 
     def __init__(
         self, config: Config, ranks: Sequence[Rank], about: tuple[Any, ...], share: Callable[[Any], Any], say: Say,
-        rollouts: Rollouts,
+        rollouts: Rollouts, broadcasts: bool = False,
     ):  # fmt: skip
-        super().__init__(config, ranks, about, share, say)
+        super().__init__(config, ranks, about, share, say, broadcasts)
         self.rollouts = rollouts
 
+    async def begin(self) -> None:
+        async with self.rollouts.device:
+            await self.rollouts.sleep()
+            await super().begin()
+
     async def step(self, groups: list[Group]) -> Metrics:
-        await self.rollouts.sleep()
-        return await super().step(groups)
+        await self.rollouts.drain()  # an evaluation that goes on beside training
+        async with self.rollouts.device:
+            await self.rollouts.sleep()
+            metrics = await super().step(groups)
+            await self._all("release_memory")
+            return metrics
+
+    async def publish(self) -> Any:
+        """Publish, and leave no cached memory to the learners: the engines that load wake up now."""
+        handle = await super().publish()
+        await self._all("release_memory")
+        return handle
+
+
+def _received(call: asyncio.Future[Any]) -> Any:
+    """An engine's answer, or how it was lost."""
+    try:
+        return call.result()
+    except Lost as lost:
+        return lost

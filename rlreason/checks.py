@@ -11,6 +11,7 @@ from rlreason.confidential import secrets
 from rlreason.config import FIELDS, AlgorithmConfig, Config
 from rlreason.model import unfit
 from rlreason.named import find, near, wrong_options
+from rlreason.placement import ALIASES
 from rlreason.rewards import find as find_reward
 from rlreason.rewards import wrong_options as wrong_reward_options
 from rlreason.teacher import wrong_options as wrong_teacher
@@ -18,7 +19,7 @@ from rlreason.teacher import wrong_options as wrong_teacher
 CHOICES: dict[str, Sequence[str]] = {
     "kind": ("train", "sample", "eval", "export"),
     "device": ("auto", "cpu", "cuda"),
-    "transport": ("auto", "shm", "file", "delta", "nccl", "ipc"),
+    "transport": ("auto", "shm", "file", "delta", "broadcast", "ipc", *ALIASES),
     "tasks.overlong": ("drop", "truncate", "error"),
     "tasks.curriculum": ("none", "hard", "frontier"),
     "algorithm.answers": ("policy", "recorded"),
@@ -31,6 +32,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "sample.keep": ("correct", "all"),
     "sample.by": ("reward", "shortest", "first"),
     "eval.gate": ("report", "stop"),
+    "learner.dtype": ("auto", "bfloat16", "float32"),
     "learner.schedule": ("constant", "linear", "cosine"),
     "learner.attention": ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
 }
@@ -48,7 +50,7 @@ AT_LEAST: dict[str, float] = {
 }  # fmt: skip
 OURS = {  # what the recipe says elsewhere, and these mappings must not say again
     "learner.deepspeed": ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-                          "optimizer", "scheduler"),
+                          "optimizer", "scheduler", "bf16", "fp16"),
     "rollout.vllm": ("model", "tokenizer", "load_format", "seed", "logprobs_mode", "disable_log_stats",
                      "weight_transfer_config", "trust_remote_code"),
 }  # fmt: skip
@@ -102,10 +104,14 @@ def _model(config: Config) -> Iterator[tuple[str, str]]:
 
 def _unfit(config: Config) -> Iterator[tuple[str, str]]:
     asks = config.kind != "export" and (config.kind != "train" or config.algorithm.answers == "policy")
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        size = config.rollout.vllm.get(name, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            yield f"rollout.vllm.{name}", f"{size!r} is not a whole number of GPUs"
     width = config.rollout.vllm.get("tensor_parallel_size", 1)
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-        yield "rollout.vllm.tensor_parallel_size", f"{width!r} is not a whole number of GPUs"
-        width = 1
+    width = width if isinstance(width, int) and width > 0 else 1
+    if config.rollout.vllm.get("data_parallel_size", 1) != 1:
+        yield "rollout.vllm.data_parallel_size", "has to be 1: every engine is a replica. Set rollout.workers instead"
     yield from unfit(config.model, width, bool(config.rollout.stop) or not asks)
 
 

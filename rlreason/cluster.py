@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
@@ -19,16 +19,18 @@ import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlreason import nodes, pulse, undertaker
-from rlreason.body import Learners, Meeting, Rank, TakingTurns
+from rlreason.body import Learners, TakingTurns
 from rlreason.config import Config
 from rlreason.errors import Failure, ResourceError, RolloutError
-from rlreason.fleet import Process, Rollouts, Say
-from rlreason.placement import clash, environment, place
+from rlreason.fleet import Rollouts, Say
+from rlreason.placement import Placement, clash, environment, parallel_size, place
 from rlreason.worker import Worker, log_of
 
+RESERVED = 60.0  # seconds in which Ray reserves what is free, with what it is told of nodes in between
 STARTS = 180.0  # seconds in which Ray is up, or never will be
 
 
@@ -47,24 +49,29 @@ async def start(
     free = ray.available_resources()
     workers: list[Worker] = []
     body: Learners | None = None
+    reserved: PlacementGroup | None = None
     try:
         _compare(out)
-        there = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
-        width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
-        variables = environment(there, len(ray.nodes()))
-        common = {"runtime_env": {"env_vars": variables}, "num_cpus": there.cpus, "max_concurrency": 100_000}
+        nodes_there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        there = place(config, ray.cluster_resources(), nodes_there, learners, rollouts)
+        width = parallel_size(config.rollout.vllm)
+        common = {"runtime_env": {"env_vars": environment(there, len(nodes_there))}, "max_concurrency": 100_000}
         gpu = (0.5 if there.share else 1) if there.device == "cuda" else 0
-        ranks = [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]
-        engines = [Worker(f"rollout-{i}", out, RolloutError, num_gpus=gpu * width, **common) for i in range(rollouts)]
+        reserved, of_ranks, of_engines = await asyncio.to_thread(_reserve, there, width, learners, rollouts)
+        ranks = [Worker(f"learner-{i}", out, Failure, num_cpus=there.cpus, num_gpus=gpu, **common, **where)
+                 for i, where in enumerate(of_ranks)]  # fmt: skip
+        wide = {"num_cpus": there.cpus * width, "num_gpus": gpu * width} | common
+        engines = [Worker(f"rollout-{i}", out, RolloutError, **wide, **where) for i, where in enumerate(of_engines)]
         workers += [*ranks, *engines]
 
         what = ("rlreason.rollout", "Rollout", config, model, there.device, there.share)
         about = (config, model, made, there.device, there.transport)
-        fleet = Rollouts(engines, what, config.recovery, ray.put, say)
+        fleet = Rollouts(engines, what, config.recovery, ray.put, say, there.share)
+        broadcasts = there.transport == "broadcast"
         if there.share:
-            body = TakingTurns(config, ranks, about, ray.put, say, fleet)
+            body = TakingTurns(config, ranks, about, ray.put, say, fleet, broadcasts)
         else:
-            body = Learners(config, ranks, about, ray.put, say, bool(engines))
+            body = Learners(config, ranks, about, ray.put, say, broadcasts)
 
         async def stacks() -> None:
             pulse.write_stacks(log_of("driver", out))
@@ -74,16 +81,13 @@ async def start(
         async with pulse.ticking(config.recovery.hung, log_of("driver", out)), fleet:
             # An engine that shares a GPU measures what memory is free, and must not find the learner half loaded.
             await (_one_by_one if there.share else _together)(fleet.begin(), body.begin())
-            if there.transport == "nccl" and ranks and engines:
-                await _meet(ranks, engines, width)
-                body.met, fleet.welcome = _meetings(body, fleet, width)
             yield body, fleet
             await fleet.close()
     finally:
         if body:
             body.rest()
         if shared:
-            await _end(workers, free)
+            await _end(workers, reserved, free)
         else:
             ray.shutdown()
 
@@ -177,10 +181,12 @@ def _compare(out: str, patience: float = 60.0) -> None:
         raise ResourceError(problem)
 
 
-async def _end(workers: list[Worker], free: dict[str, float], patience: float = 30.0) -> None:
+async def _end(workers: list[Worker], reserved: PlacementGroup | None, free: dict[str, float], patience: float = 30.0) -> None:
     """End the processes, and wait until what they held is free as it was: the next ones measure what there is."""
     for worker in workers:
         worker.kill()
+    if reserved:
+        remove_placement_group(reserved)
     deadline = asyncio.get_running_loop().time() + patience
     while asyncio.get_running_loop().time() < deadline:
         now = ray.available_resources()
@@ -190,23 +196,29 @@ async def _end(workers: list[Worker], free: dict[str, float], patience: float = 
     raise ResourceError(f"processes that were ended {patience:g} s ago still hold their CPUs or GPUs")
 
 
-def _meetings(body: Learners, fleet: Rollouts, width: int) -> tuple[Meeting, Meeting]:
-    """How new learners, and a new engine, come into an NCCL group: it is whole or not at all, so all meet anew."""
+def _reserve(there: Placement, width: int, learners: int, rollouts: int) -> tuple[PlacementGroup | None, list[Any], list[Any]]:
+    """Reserve the resources of all processes at once, and return how each is scheduled: learners, then engines.
 
-    async def learners() -> None:
-        await _meet(body.ranks, [engine.process for engine in fleet.engines if engine.up], width)
+    Scheduled one by one, learners could take a GPU of every node and leave none whole for a tensor parallel engine. Ray places
+    the largest bundles of a group first. Raises `ResourceError` if there is no room.
+    """
+    cuda = there.device == "cuda"
+    if cuda and there.share:
+        bundles = [{"CPU": 2 * there.cpus, "GPU": 1.0}]
+    else:
+        bundles = [{"CPU": there.cpus} | ({"GPU": 1.0} if cuda else {})] * learners
+        bundles += [{"CPU": there.cpus * width} | ({"GPU": float(width)} if cuda else {})] * rollouts
+    if not bundles:
+        return None, [], []
+    group = placement_group(bundles, strategy="PACK")
+    if not group.wait(RESERVED):
+        remove_placement_group(group)
+        raise ResourceError(f"Ray found no room within {RESERVED:g} s for {bundles}; each of these needs one node. Available: "
+                            f"{ {k: v for k, v in ray.available_resources().items() if k in ('CPU', 'GPU')} }")  # fmt: skip
 
-    async def engine() -> None:
-        await learners()
-        await fleet.load(await body.publish(), body.version)
+    def place(bundle: int) -> dict[str, Any]:
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)}
 
-    return learners, engine
-
-
-async def _meet(ranks: Sequence[Rank], engines: Sequence[Process], width: int) -> None:
-    host, port = await ranks[0].address()
-    world = 1 + width * len(engines)
-    await asyncio.gather(
-        *(rank.call("join", host, port, world) for rank in ranks),  # rank 0 alone does; but all count the call
-        *(w.call("join", host, port, 1 + i * width, world) for i, w in enumerate(engines)),
-    )
+    if cuda and there.share:
+        return group, [place(0)], [place(0)]
+    return group, [place(i) for i in range(learners)], [place(learners + i) for i in range(rollouts)]

@@ -82,6 +82,7 @@ class AlgorithmConfig:
 @dataclass
 class LearnerConfig:
     workers: int = 1
+    dtype: str = "auto"  # of the weights that are trained: bfloat16 or float32; auto: bfloat16 on a GPU, float32 on a CPU
     lr: float = 1e-6
     warmup: int = 0  # steps over which the learning rate rises to lr
     schedule: str = "constant"  # constant, linear (to 0) or cosine (to a tenth), over loop.steps
@@ -164,7 +165,8 @@ class Config:
     seed: int = 0
     device: str = "auto"  # cuda where there is one, else cpu
     trust_remote_code: bool = False  # run the Python files that come with a model: they may do whatever you may
-    transport: str = "auto"  # of weights: shm, file, delta, nccl or ipc; auto: the fastest here
+    transport: str = "auto"  # of weights: shm, file, delta, broadcast or ipc; auto: the fastest here
+    share: bool | None = None  # learners and engines take turns on one device; empty: where there is one GPU for both
     tasks: TasksConfig = field(default_factory=TasksConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
@@ -182,6 +184,11 @@ class Config:
     def metric(self) -> str:
         """The reward that is the accuracy."""
         return self.eval.metric or next(iter(self.tasks.reward))
+
+
+def dtype_of(name: str, device: str) -> str:
+    """What `learner.dtype` stands for on a device."""
+    return ("bfloat16" if device == "cuda" else "float32") if name == "auto" else name
 
 
 FIELDS = ("prompt", "answer", "response", "reward", "info", "domain", "id")  # what a task's row may say

@@ -24,7 +24,7 @@ class Wounded(Exception):
     """What a process says of itself when it cannot go on, though it lives."""
 
 
-class Gone(Exception):
+class WeightsUnavailable(Exception):
     """Published weights that are not there any more, or are being replaced: whoever reads them has a mixture, or nothing."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rlreason import checkpoint
 from rlreason.config import Config
 from rlreason.evaluate import Evaluation, Regression, Score, accuracy, evaluation, regressions
-from rlreason.loop import Rollout
+from rlreason.loop import Rollout, WeightSource
 from rlreason.sampling import Answered, written
 from rlreason.types import Group, Task
 
@@ -41,13 +41,13 @@ class Exams:
             self.exam = asyncio.create_task(self._examine(f"step-{version:06}", version, asked))
         return await self.rollout.sample(task, n)
 
-    async def load(self, weights: Any, version: int) -> Any:
+    async def load(self, source: WeightSource, version: int) -> Any:
         await self.settle()
-        seconds = await self.rollout.load(weights, version)
+        seconds = await self.rollout.load(source, version)
         every = self.config.eval.every
         if every and version and version % every == 0 and version < self.config.loop.steps:
             if self.rollout is not self.engines:
-                await self.engines.load(weights, version)
+                await self.engines.load(source, version)
             self.due = version
         return seconds
 

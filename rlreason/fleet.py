@@ -10,14 +10,20 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
 
 from rlreason import pulse
 from rlreason.config import RecoveryConfig
 from rlreason.errors import Failure, Lost, RolloutError
+from rlreason.loop import WeightSource
 from rlreason.types import Group, Task
+
+ATTEMPTS = 3  # broadcasts in a row that reach an engine in part only, after which it is replaced
 
 Say = Callable[..., None]  # (event, text, details), as `Exams` and others tell what happens beside the steps
 BACK_OFF = 2.0  # seconds before the second start in a row that is tried; it doubles from there on
@@ -35,6 +41,34 @@ class Process(pulse.Watched, Protocol):
     async def stacks(self) -> None: ...
 
     def kill(self) -> None: ...
+
+
+Member = tuple[str, int]  # an engine's name, and which of the processes that have had its place
+Received = float | None | Lost  # seconds; None: the broadcast was cut off; the engine is lost
+
+
+@runtime_checkable
+class Broadcaster(WeightSource, Protocol):
+    """Learners that can send their weights by a collective which engines take part in."""
+
+    broadcasts: bool  # do they? Else by a handle that any engine may read at any time
+
+    async def broadcast(self, engines: Mapping[Member, Process]) -> tuple[int, dict[Member, Received]]:
+        """Send the weights to these engines alone. Returns their version and what became of each engine. Raises `Lost` if a
+        learner is lost."""
+
+    def fail(self, lost: Lost) -> None:
+        """Report a loss of learners that was found in the background."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Weights that stay what they are: those of a Hugging Face directory."""
+
+    path: Path
+
+    async def publish(self) -> dict[str, str]:
+        return {"kind": "file", "path": str(self.path.absolute())}
 
 
 @dataclass(eq=False)
@@ -67,18 +101,22 @@ class Rollouts:
     """Each task goes to the engine that owes the fewest answers."""
 
     def __init__(
-        self, processes: Sequence[Process], what: tuple[Any, ...], config: RecoveryConfig, share: Callable[[Any], Any], say: Say
-    ):
+        self, processes: Sequence[Process], what: tuple[Any, ...], config: RecoveryConfig, share: Callable[[Any], Any],
+        say: Say, shared: bool = False,
+    ):  # fmt: skip
         """`what`: the arguments of `become` that make a process an engine. `share`: wraps what all are sent, so that it
-        travels once."""
+        travels once. `shared`: the engines are on the learners' device."""
         self.engines = [Engine(process) for process in processes]
         self.what, self.config, self.share, self.say = what, config, share, say
         self.asked: list[Asked] = []  # and not handed to an engine yet
         self.dealing = False
         self.waves = itertools.count()
-        self.newest: tuple[Any, int] | None = None  # weights and their version
+        self.newest: tuple[Any, int] | None = None  # handle (None: they are broadcast) and version
+        self.broadcaster: Broadcaster | None = None  # of the newest weights
+        self.transfer = asyncio.Lock()  # one broadcast at a time
+        # Held by whoever needs the device for itself, where engines share one with learners.
+        self.device: AbstractAsyncContextManager[Any] = asyncio.Lock() if shared else nullcontext()
         self.arrived = asyncio.Event()  # set, and replaced, when newer ones come
-        self.welcome: Callable[[], Awaitable[None]] | None = None  # where weights are broadcast: how a new engine gets them
         self.stacks: Callable[[], Awaitable[None]] = self._stacks  # writes those of every process of the run
         self.broken: Exception | None = None  # why nothing will be answered any more
         self.closing = False
@@ -105,17 +143,33 @@ class Rollouts:
         self._deal_soon()
         return await asked.answer
 
-    async def load(self, weights: Any, version: int) -> None:
-        """Give every engine that is up these weights; one that comes up later gets them then."""
-        self.newest = self.share(weights), version
-        self.arrived.set()
-        self.arrived = asyncio.Event()
-        await asyncio.gather(*(self._load(engine) for engine in self.engines if engine.up))
+    async def load(self, source: WeightSource, version: int) -> None:
+        """Give the weights of `source` to every engine that is up; one that comes up later gets them then."""
+        if not self.engines:
+            return
+        if isinstance(source, Broadcaster) and source.broadcasts:
+            self.newest, self.broadcaster = (None, version), source
+            up = [engine for engine in self.engines if engine.up]
+            for engine in up:
+                engine.ready = False
+            await self._broadcast(source, up)
+        else:
+            self.broadcaster = None
+            self.newest = self.share(await source.publish()), version
+            self.arrived.set()
+            self.arrived = asyncio.Event()
+            await asyncio.gather(*(self._load(engine) for engine in self.engines if engine.up))
         if self.broken:
             raise self.broken
 
     async def sleep(self) -> None:
+        """Make every engine give its memory back; what it is writing is lost."""
         await self._each("sleep")
+
+    async def drain(self) -> None:
+        """Wait until every task that was asked is answered."""
+        while not self.broken and (self.asked or any(engine.owed for engine in self.engines)):
+            await asyncio.sleep(0.005)
 
     async def forget(self) -> None:
         """Drop every answer that is being written: nobody waits for it any more."""
@@ -217,9 +271,10 @@ class Rollouts:
         life, first = engine.life, not engine.life
         await asyncio.sleep(delay)
         try:
-            engine.process.spawn()
             try:
-                await asyncio.wait_for(engine.process.become(*self.what), self.config.start)
+                async with self.device:
+                    engine.process.spawn()
+                    await asyncio.wait_for(engine.process.become(*self.what), self.config.start)
             except TimeoutError:
                 await engine.process.stacks()
                 why = f"was not ready {self.config.start:g} s after it was started (recovery.start)"
@@ -233,11 +288,39 @@ class Rollouts:
             return
         engine.up = True
         engine.watch = self._do(self._watch(engine))
-        if self.welcome and not first:
-            await self.welcome()
+        if self.broadcaster:
+            try:
+                await self._broadcast(self.broadcaster, [engine])
+            except Lost as lost:  # a learner: the run restarts them all, and they publish again
+                self.broadcaster.fail(lost)
         elif self.newest:
             await self._load(engine)
         engine.rose = now()
+
+    async def _broadcast(self, source: Broadcaster, engines: Sequence[Engine]) -> None:
+        """Broadcast the newest weights to those of `engines` that need them, again where a member was lost meanwhile.
+
+        Raises `Lost` if a learner is lost.
+        """
+        async with self.transfer:
+            cut_off: Counter[Member] = Counter()
+            while members := {(e.process.name, e.life): e for e in engines if e.up and not e.ready}:
+                version, outcomes = await source.broadcast({member: e.process for member, e in members.items()})
+                if self.newest and version < self.newest[1]:
+                    return  # of learners that were restarted just now: a load of what they hold follows
+                for member, engine in members.items():
+                    name, life = member
+                    received = outcomes[member]
+                    if received is None:
+                        cut_off[member] += 1
+                        if cut_off[member] == ATTEMPTS:
+                            received = Lost(name, f"received only a part of the weights in {ATTEMPTS} broadcasts", True)
+                    if isinstance(received, Lost):
+                        self._lost(engine, life, received)
+                    else:
+                        engine.ready = received is not None and engine.life == life
+        if self.asked and any(engine.ready for engine in engines):
+            self._deal_soon()
 
     async def _load(self, engine: Engine) -> None:
         """Give one engine the newest weights, until those are what it holds."""

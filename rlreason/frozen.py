@@ -39,9 +39,13 @@ class Frozen:
 
     def save(self, folder: str, rank: int) -> None:
         """Write the weights into a checkpoint, from rank 0; every rank takes part."""
-        with self._gathered([*self._module().parameters()]):
-            if rank == 0:
-                save_file({name: p.data.cpu().contiguous() for name, p in self._named()}, Path(folder) / FILE)
+        held: dict[str, Tensor] = {}
+        for name, p in self._named():
+            with self._gathered([p]):
+                if rank == 0:
+                    held[name] = p.data.cpu().contiguous()
+        if rank == 0:
+            save_file(held, Path(folder) / FILE)
 
     @torch.no_grad()
     def restore(self, folder: str) -> None:

@@ -15,7 +15,7 @@ from rlreason import checkpoint
 from rlreason.config import Config
 from rlreason.errors import StorageError
 from rlreason.evaluate import pass_rate
-from rlreason.loop import Rollout
+from rlreason.loop import Rollout, WeightSource
 from rlreason.tasks import Tasks, origin
 from rlreason.types import Group, Metrics, Task
 
@@ -107,7 +107,7 @@ class History:
                 return self.filter(group)
         raise RuntimeError(f"the group of task {group.task.id} was not sampled here")
 
-    async def load(self, weights: Any, version: int) -> Any:
+    async def load(self, source: WeightSource, version: int) -> Any:
         """The step that made these weights is over: its last group was kept, so all that it consumed is known."""
         rates: dict[str, float] = {}
         for asked in self.consumed:
@@ -121,7 +121,7 @@ class History:
             self.finished = self._finished()
             checkpoint.append(self.path, json.dumps({"step": version, "position": self.position, "rates": rates}))
         self.consumed = []
-        return await self.rollout.load(weights, version)
+        return await self.rollout.load(source, version)
 
     def _finished(self) -> bool:
         """Is every task solved, so that none would ever be asked again?"""

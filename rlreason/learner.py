@@ -6,10 +6,10 @@ import itertools
 import math
 import os
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import numpy as np
@@ -24,7 +24,7 @@ from rlreason.algorithms import FILTERS, objective
 from rlreason.algorithms.columns import columns, cut, moving
 from rlreason.algorithms.mismatch import summary
 from rlreason.checkpoint import write_lines
-from rlreason.config import Config
+from rlreason.config import Config, dtype_of
 from rlreason.errors import Wounded
 from rlreason.forward import Model, Read, logits, packable, read, readable, token_logprobs
 from rlreason.frozen import Frozen
@@ -36,7 +36,10 @@ from rlreason.pretrained import head_of, policy_of, reference_of
 from rlreason.stopwatch import Stopwatch
 from rlreason.storage import rename, stored
 from rlreason.types import Batch, Group, Metrics, Sample, micro_batches
-from rlreason.weights import Handle, Publisher, digest
+from rlreason.weights import Handle, Publisher, Source, Spec, buckets
+from rlreason.weights.digest import digest
+
+T = TypeVar("T")
 
 CANARY = 16  # tokens of the prompt on which learner and engines are compared after every sync
 
@@ -55,6 +58,26 @@ def learning_rate(step: int, config: Config) -> float:
     }[learner.schedule]
 
 
+def deepspeed_config(given: Mapping[str, Any], bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration, with what the recipe says of it (`learner.deepspeed`) over our defaults.
+
+    In bfloat16 ZeRO 0 becomes 1: DeepSpeed's optimizer of stage 0 keeps float32 masters that its own accessors do not
+    find. Gradients are summed over micro-batches in float32 there: in bfloat16 many of them are 1.6 % off.
+    """
+    defaults: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; micro-batches are cut by tokens
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+        "gradient_clipping": 1.0,  # also DeepSpeed's own default; 0.0 is none
+    }
+    if bf16:
+        zero = dict(given.get("zero_optimization") or {})
+        zero["stage"] = zero.get("stage") or 1
+        defaults["data_types"] = {"grad_accum_dtype": "fp32"}
+        given = {**given, "zero_optimization": zero}
+    return {**defaults, **given}
+
+
 class Learner:
     """One rank. Every rank is told the same, and takes its share of each batch."""
 
@@ -67,7 +90,8 @@ class Learner:
         self.config, self.rank, self.world, self.version = config, rank, config.learner.workers, 0
         self.gpu = device == "cuda"
         self.device = torch.device(device)
-        self.publisher = Publisher(transport, Path(config.out).absolute() / "weights" / "live")
+        self.bf16 = dtype_of(config.learner.dtype, "cuda" if self.gpu else "cpu") == "bfloat16"
+        self.publisher = Publisher(transport, Path(config.out).absolute() / "weights" / "live", self.device)
         torch.manual_seed(config.seed)
         disable_progress_bar()  # it would fill the log with every save
         # Else the first start on a machine compiles a kernel for sums in shared memory: it wants a compiler and half a minute,
@@ -77,7 +101,7 @@ class Learner:
         if not torch.distributed.is_initialized():  # by another learner in this process
             meet(backend, host, int(port), rank, self.world)
         deepspeed.init_distributed(backend, verbose=False)  # it finds the group
-        dtype = torch.bfloat16 if self.gpu else torch.float32
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
         trust = config.trust_remote_code
         options = {"dtype": dtype, "attn_implementation": config.learner.attention}
         policy = policy_of(model, made, trust, options)
@@ -95,23 +119,17 @@ class Learner:
             model=policy,
             optimizer=optimizer,
             lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, config)),
-            config={
-                "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; micro-batches are cut by tokens
-                "zero_allow_untested_optimizer": True,
-                "bf16": {"enabled": self.gpu},
-                "gradient_clipping": 1.0,
-            }
-            | config.learner.deepspeed,
+            config=deepspeed_config(config.learner.deepspeed, self.bf16),
         )
         self.stage = self.engine.zero_optimization_stage()
-        whole = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": self.gpu}, "zero_optimization": {"stage": 3}}
+        whole = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": self.bf16}, "zero_optimization": {"stage": 3}}
         self.reference = Frozen(reference, self.device, self.stage == 3, whole) if reference is not None else None
         generator = torch.Generator().manual_seed(config.seed)
         vocabulary = policy.config.get_text_config().vocab_size
         self.canary: list[int] = torch.randint(vocabulary, (CANARY,), generator=generator).tolist()
         self.moved = False  # has it been seen that every parameter moves?
         self.alone = Stopwatch(partial(torch.cuda.Event, enable_timing=True) if self.gpu else None)  # forward passes
-        self.tolerance = 0.1 if self.gpu else 1e-3  # of log-probabilities where nothing differs but how they are computed
+        self.tolerance = 0.1 if self.bf16 else 1e-3  # of log-probabilities where nothing differs but how they are computed
         self.hidden: int | None = policy.config.get_text_config().hidden_size if config.learner.packing else None
         self.head = self._fitting(self._logits, self.head, policy.config)
         if self.reference and reference is not None:
@@ -174,7 +192,7 @@ class Learner:
             for name, value in seen.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
             pulse.beat(f"step {self.version + 1}, micro-batch {i + 1} of {len(plan)}")
-        masters = bool(self.stage or self.gpu)
+        masters = self.stage > 0
         before = None if self.moved else fingerprints(self.engine.module, masters)
         lr = self.engine.get_lr()[0]
         grad_norm = self._plain_norm()
@@ -206,7 +224,7 @@ class Learner:
         policy from a mismatch (decoupled PPO, 2110.00641). Else the sampler's serve, and save a forward pass.
         """
         asked = self.config.algorithm.proximal
-        differ = self.gpu or self.config.loop.max_lag > 0
+        differ = self.bf16 or self.config.loop.max_lag > 0
         return asked if asked != "auto" else "learner" if differ or self.config.learner.updates == 1 else "sampler"
 
     def _logits(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -278,36 +296,55 @@ class Learner:
 
     def publish(self) -> Handle:
         """Make the weights available to the engines. Every rank takes part; only rank 0's handle is of use."""
-        canary = self._canary()
-        with self._gathered():
-            # A tied head appears once, as the embedding, and the engine ties it again.
-            mine = self.rank == 0
-            handle = self.publisher.publish(self.engine.module.named_parameters(), self.stage == 3) if mine else {}
+        canary, source = self._canary(), self._weights()
+        if self.publisher.kind == "broadcast":  # only described here; `send` gathers it
+            handle = self.publisher.publish(source) if self.rank == 0 else {}
+        else:
+            handle = self._on_rank_0(source, self.publisher.publish) or {}
         return handle | {"canary": canary}
+
+    def open_group(self, host: str, world: int, timeout: float) -> int:
+        """Rank 0: open a broadcast group of `world` members at `host`, and return its port. `timeout`: seconds without any
+        progress after which a member gives up."""
+        return self.publisher.open(host, world, timeout)
+
+    def connect_group(self) -> bool:
+        """Rank 0: wait for the engines' workers to join. False if somebody is lost."""
+        return self.publisher.connect()
+
+    def send(self) -> bool:
+        """Broadcast what `publish` described. Every rank takes part; False on rank 0 if the group was cut off."""
+        return self._on_rank_0(self._weights(), self.publisher.send) is not False
+
+    def interrupt(self) -> None:
+        """Make `connect_group` and `send` give up; called from another thread."""
+        self.publisher.interrupt()
+
+    def release_memory(self) -> None:
+        """Give memory that is only cached back to the device, which an engine is about to use."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
 
     def export(self, path: str) -> None:
         """Write a whole Hugging Face directory that transformers and vLLM load as it is."""
-        with self._gathered():
-            try:
-                if self.rank == 0:
-                    partial = Path(f"{path}.partial")
-                    shutil.rmtree(partial, ignore_errors=True)
-                    with stored(partial):
-                        self.engine.module.save_pretrained(partial)
-                        self.tokenizer.save_pretrained(partial)
-                        shutil.rmtree(path, ignore_errors=True)
-                        rename(partial, Path(path))  # whole or not there
-            finally:
-                torch.distributed.barrier()  # also where rank 0 could not write: the others wait here
+        state = self._on_rank_0(self._weights(), self._state) if self.stage == 3 else None
+        try:
+            if self.rank == 0:
+                partial = Path(f"{path}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                with stored(partial):
+                    self.engine.module.save_pretrained(partial, state_dict=state)
+                    self.tokenizer.save_pretrained(partial)
+                    shutil.rmtree(path, ignore_errors=True)
+                    rename(partial, Path(path))  # whole or not there
+        finally:
+            torch.distributed.barrier()  # also where rank 0 could not write: the others wait here
 
     def digest(self) -> str:
         """Of the weights that are held now; every rank takes part, and rank 0's is the answer."""
-        with self._gathered():
-            return digest(self.engine.module.named_parameters()) if self.rank == 0 else ""
-
-    def join(self, address: str, port: int, world: int) -> None:
-        if self.rank == 0:
-            self.publisher.join(address, port, world)
+        return self._on_rank_0(self._weights(by_name=True), lambda source: digest(source.tensors())) or ""
 
     def save(self, path: str, state: dict[str, Any]) -> None:
         """Write this rank's part of a checkpoint; it counts once `checkpoint.commit` has written its manifest."""
@@ -335,8 +372,40 @@ class Learner:
         self.version = state["version"]
         return {key: state[key] for key in ("version", "cursor", "pending") if key in state}  # DeepSpeed's own is large
 
-    def _gathered(self) -> AbstractContextManager[Any]:
-        return deepspeed.zero.GatheredParameters([*self.engine.module.parameters()], enabled=self.stage == 3)
+    def _weights(self, by_name: bool = False) -> Source:
+        """The model's parameters, in its own order or sorted by name; under ZeRO-3 gathered from all ranks, a bucket at a time.
+
+        A tied head appears once, as the embedding, and the engine ties it again.
+        """
+        named = [*self.engine.module.named_parameters()]
+        named = sorted(named) if by_name else named
+        if self.stage < 3:
+            return Source.of(named)
+        specs = [Spec(name, p.dtype, tuple(p.ds_shape)) for name, p in named]
+
+        def gather() -> Iterator[tuple[str, Tensor]]:
+            for part in buckets([spec.nbytes for spec in specs]):
+                with deepspeed.zero.GatheredParameters([p for _, p in named[part]]):
+                    yield from ((name, p.detach()) for name, p in named[part])
+
+        return Source(specs, gather, transient=True)
+
+    def _on_rank_0(self, source: Source, use: Callable[[Source], T]) -> T | None:
+        """What `use` makes of `source` on rank 0, and None on the others, who gather along with it: to the end, even where
+        `use` gives up before, for a rank that stops would leave the others waiting."""
+        tensors = source.tensors()
+        try:
+            return use(Source(source.specs, lambda: tensors, source.transient)) if self.rank == 0 else None
+        finally:
+            for _ in tensors:
+                pulse.beat("gathering weights")
+
+    def _state(self, source: Source) -> dict[str, Tensor]:
+        """The state dict that `save_pretrained` writes: parameters of `source` in host memory, and persistent buffers."""
+        module = self.engine.module
+        buffers = {name for name, _ in module.named_buffers()}
+        kept = {name: t for name, t in module.state_dict().items() if name in buffers}
+        return kept | {name: t.to("cpu", copy=True) for name, t in source.tensors()}
 
     @torch.no_grad()
     def _canary(self) -> dict[str, Any]:

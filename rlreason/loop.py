@@ -16,22 +16,27 @@ FRUITLESS = 100  # steps' worth of groups in a row that may be dropped before th
 PATIENCE = 1.0  # seconds between two looks at whether to stop, while an answer is waited for
 
 
+class WeightSource(Protocol):
+    """Where weights come from. Whoever loads them publishes them first: nothing is published that nobody reads."""
+
+    async def publish(self) -> Any:
+        """Make the weights available to engines, and return the handle by which those read them."""
+
+
 class Rollout(Protocol):
     """Who answers: vLLM engines, recorded demonstrations, …"""
 
     async def sample(self, task: Task, n: int) -> Group: ...
 
-    async def load(self, weights: Any, version: int) -> Any: ...
+    async def load(self, source: WeightSource, version: int) -> Any: ...
 
 
-class Learner(Protocol):
+class Learner(WeightSource, Protocol):
     """Who learns. `version` counts the steps taken, and names the weights after them."""
 
     version: int
 
     async def step(self, groups: list[Group]) -> Metrics: ...
-
-    async def publish(self) -> Any: ...
 
     async def save(self, cursor: int, pending: Sequence[str]) -> None: ...
 
@@ -180,7 +185,7 @@ async def train(
             lag = learner.version - min(s.version for g in batch for s in g.samples)
             metrics = await learner.step(batch)
             phases.end("train")
-            await rollout.load(await learner.publish(), learner.version)
+            await rollout.load(learner, learner.version)
             phases.end("sync")
             account(learner.version, Account([group.task.id for group in batch], found.dropped, owed))
             log(learner.version, batch, metrics | {"lag": lag, "dropped": len(found.dropped)} | phases.lap())

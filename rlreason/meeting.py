@@ -16,7 +16,7 @@ def meet(backend: str, host: str, port: int, rank: int, world: int, timeout: tim
 
     torch's own store listens on every interface, and asks nobody for a token. So rank 0 opens the socket itself.
     """
-    server = _listen(host, port) if rank == 0 else None
+    server = listen(host, port) if rank == 0 else None
     store = TCPStore(
         host, port, world, is_master=rank == 0, timeout=timeout,
         master_listen_fd=server.detach() if server else None,  # the store closes it
@@ -24,7 +24,8 @@ def meet(backend: str, host: str, port: int, rank: int, world: int, timeout: tim
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket of `host` alone, on `port` (0: one that is free). Raises `Wounded` where it is taken."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     server = socket.socket(family, kind, protocol)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who was there before us may have closed it just now

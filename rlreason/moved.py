@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deepspeed.utils import safe_get_full_fp32_param
-from torch import nn
+from torch import Tensor, nn
 
+PART = 1 << 24  # numbers: 128 MiB in float64
 Fingerprints = dict[str, tuple[float, float]]
 
 
@@ -20,8 +21,17 @@ def _each(model: nn.Module, masters: bool) -> Iterator[tuple[str, tuple[float, f
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and ".experts." not in name:  # an expert that no token chose does not move
             master = safe_get_full_fp32_param(parameter) if masters else None
-            values = (parameter if master is None else master).detach().double()
-            yield name, (values.sum().item(), values.square().sum().item())
+            values = (parameter if master is None else master).detach().reshape(-1)
+            yield name, sums(values)
+
+
+def sums(values: Tensor) -> tuple[float, float]:
+    """Of `values` [N] and of their squares, in float64, which is made of a part at a time."""
+    total, squares = 0.0, 0.0
+    for part in values.split(PART):  # type: ignore[no-untyped-call]
+        exact = part.double()
+        total, squares = total + exact.sum().item(), squares + exact.square().sum().item()
+    return total, squares
 
 
 def assert_moved(before: Fingerprints, after: Fingerprints) -> None:

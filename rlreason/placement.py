@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlreason.config import Config
 from rlreason.errors import ResourceError
@@ -25,6 +27,7 @@ ON_CPU = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",  # of kernels for products, each for one size: micro-batches have many
 }
 NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+ALIASES = {"nccl": "broadcast"}  # transports of older versions -> what they are called now
 # Else gloo, NCCL and vLLM listen under the address that the machine's name stands for, and ask nobody who they are.
 ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
 
@@ -47,37 +50,88 @@ class Placement:
     """What a recipe becomes on this cluster."""
 
     device: str  # cpu or cuda
-    share: bool  # learner and engine on one GPU, in turns
+    share: bool  # learners and engines on one device, in turns
     transport: str
     cpus: float  # per process
     threads: int
 
 
-def place(config: Config, resources: dict[str, float], nodes: int, learners: int, rollouts: int) -> Placement:
-    """Decide device, sharing and transport. Raises `ResourceError`, with numbers, before any model is loaded."""
+def parallel_size(vllm: Mapping[str, Any]) -> int:
+    """How many workers vLLM starts for an engine with these options, each with a GPU of its own: tensor × pipeline parallel."""
+    return int(vllm.get("tensor_parallel_size", 1)) * int(vllm.get("pipeline_parallel_size", 1))
+
+
+def place(
+    config: Config, resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]], learners: int, rollouts: int
+) -> Placement:
+    """Decide device, sharing and transport, from what is free in all (`resources`) and what each node has (`nodes`).
+
+    Raises `ResourceError`, with numbers, before any model is loaded.
+    """
     gpus = int(resources.get("GPU", 0))
-    width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
+    width = parallel_size(config.rollout.vllm)
     device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
     cores = resources.get("CPU", 1)
-    processes = max(1, learners + rollouts)
-    wanted = learners + rollouts * width
-    share = False
-    if device == "cuda" and wanted > gpus:
-        share = gpus == learners == rollouts == width == 1
-        if not share or config.loop.max_lag:
-            raise ResourceError(
-                f"the recipe wants {learners} learners and {rollouts} engines of {width} GPUs each, {wanted} GPUs; there "
-                f"are {gpus}. One learner and one engine can share one GPU if loop.max_lag is 0."
-            )
-    near = nodes == 1
-    auto = {"cpu": "shm" if near else "file", "cuda": "ipc" if share else "nccl"}[device]
-    transport = auto if config.transport == "auto" else config.transport
-    if transport == "ipc" and not share:
-        raise ResourceError("transport: ipc needs a learner and an engine on one GPU; say auto")
-    if transport == "nccl" and (device == "cpu" or share):
-        raise ResourceError("transport: nccl needs GPUs of their own for learners and engines; say auto")
+    processes = max(1, learners + rollouts * width)
+    share = bool(config.share) and learners > 0 and rollouts > 0
+    if share and config.loop.max_lag:
+        raise ResourceError(f"share: learners and engines take turns, so loop.max_lag has to be 0, and is "
+                            f"{config.loop.max_lag}. Set loop.max_lag=0, or share=false")  # fmt: skip
+    if device == "cuda":
+        share = _on_gpus(config, gpus, [int(node.get("GPU", 0)) for node in nodes], learners, rollouts, width)
+    transport = _transport(config, device, share, len(nodes))
     threads = max(1, int(cores) // processes)
     return Placement(device, share, transport, min(1.0, cores / processes), threads)
+
+
+def _on_gpus(config: Config, gpus: int, nodes: Sequence[int], learners: int, rollouts: int, width: int) -> bool:
+    """Whether learner and engine share a GPU. Raises `ResourceError` if there is no room for all.
+
+    `nodes`: GPUs of each node. An engine's workers share a node, a learner may be anywhere.
+    """
+    wanted = learners + rollouts * width
+    one = learners == rollouts == width == 1
+    asked = config.share and learners > 0 and rollouts > 0
+    if config.share is not False and one and gpus >= 1 and (asked or wanted > gpus):
+        if config.loop.max_lag:
+            raise ResourceError(f"one learner and one engine can share one GPU if loop.max_lag is 0, and it is "
+                                f"{config.loop.max_lag}. Set loop.max_lag=0, or provide 2 GPUs")  # fmt: skip
+        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+            if "expandable_segments:true" in os.environ.get(name, "").lower():
+                raise ResourceError(f"{name}={os.environ[name]}: memory of expandable segments can be shared neither by CUDA "
+                                    "IPC nor with vLLM's sleep mode. Unset it, or use two GPUs")  # fmt: skip
+        return True
+    if asked:
+        raise ResourceError(f"share: one learner and one engine of one GPU can share a GPU; this recipe has {learners} "
+                            f"learners and {rollouts} engines of {width} GPUs, and there are {gpus}. "
+                            "Set share=false")  # fmt: skip
+    if wanted > gpus:
+        raise ResourceError(
+            f"the recipe wants {learners} learners and {rollouts} engines of {width} GPUs each, {wanted} GPUs; there "
+            f"are {gpus}. One learner and one engine can share one GPU if loop.max_lag is 0."
+        )
+    fit = sum(node // width for node in nodes)
+    if fit < rollouts:
+        raise ResourceError(
+            f"rollout.vllm: an engine of {width} GPUs (tensor_parallel_size × pipeline_parallel_size) needs them on one node; "
+            f"the nodes have {', '.join(map(str, nodes))}, enough for {fit} engines of {rollouts}. Set a smaller size, or "
+            f"rollout.workers={fit}"
+        )
+    return False
+
+
+def _transport(config: Config, device: str, share: bool, nodes: int) -> str:
+    """How weights travel. Raises `ResourceError` for a transport that this placement lacks."""
+    auto = ("shm" if nodes == 1 else "broadcast") if device == "cpu" else "ipc" if share else "broadcast"
+    transport = auto if config.transport == "auto" else ALIASES.get(config.transport, config.transport)
+    if transport == "ipc" and not (share and device == "cuda"):
+        raise ResourceError("transport: ipc needs a learner and an engine on one GPU. Set transport=auto")
+    if transport == "broadcast" and share and device == "cuda":
+        raise ResourceError("transport: NCCL needs GPUs of their own for learner and engine, and they share one. "
+                            "Set transport=auto")  # fmt: skip
+    if transport == "shm" and nodes > 1:
+        raise ResourceError(f"transport: shm is memory of one host, and there are {nodes} nodes. Set transport=auto")
+    return transport
 
 
 def environment(there: Placement, nodes: int = 1) -> dict[str, str]:

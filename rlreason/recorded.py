@@ -8,6 +8,7 @@ import numpy as np
 
 from rlreason.config import Config
 from rlreason.errors import RecipeError
+from rlreason.loop import WeightSource
 from rlreason.rewards.pool import Pool
 from rlreason.tasks.prompts import fit
 from rlreason.types import Group, Sample, Task
@@ -51,5 +52,5 @@ class Recorded:
         )
         return Group(task, [sample])
 
-    async def load(self, weights: Any, version: int) -> None:
+    async def load(self, source: WeightSource, version: int) -> None:
         self.version = version

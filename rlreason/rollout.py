@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -16,13 +16,16 @@ from vllm.config import ModelConfig, WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
 
 from rlreason import pulse
-from rlreason.config import Config
-from rlreason.errors import Gone, RolloutError, Wounded
+from rlreason.config import Config, dtype_of
+from rlreason.errors import RolloutError, Wounded
+from rlreason.placement import parallel_size
 from rlreason.rewards.pool import Pool
 from rlreason.tasks.prompts import fit
 from rlreason.types import Group, Sample, Task
 from rlreason.waves import Wave, Waves
-from rlreason.weights import Handle, register
+from rlreason.weights import BACKEND, Handle, register
+from rlreason.weights import receiver as workers
+from rlreason.weights.lifetime import own_workers
 
 SEQUENCES = 256  # that a CPU engine writes at a time
 CONTEXT = 6  # tokens of a prompt that say how its answer's first ones are spelt
@@ -79,13 +82,16 @@ class Rollout:
         wanted = max(64, config.tasks.max_prompt + config.rollout.max_tokens)  # 64: room for the learner's canary
         about = EngineArgs(model=model, trust_remote_code=config.trust_remote_code).create_model_config()
         defaults: dict[str, Any] = {
-            "dtype": "bfloat16" if gpu else "float32",
+            "dtype": dtype_of(config.learner.dtype, device),
             "enforce_eager": not gpu,
             "max_model_len": min(wanted, about.max_model_len),
-            "enable_sleep_mode": share,
         }
-        if share:
-            defaults["gpu_memory_utilization"] = 0.4
+        if share and gpu:  # a CPU's memory is not given back: there sleeping and waking does nothing
+            defaults |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.4}
+        if parallel_size(config.rollout.vllm) > 1:
+            # Else vLLM starts actors of its own where it finds itself in a placement group of Ray's.
+            defaults["distributed_executor_backend"] = "mp"
+            own_workers()
         if config.learner.float32_head:
             defaults["hf_overrides"] = {"head_dtype": "float32"}
         if not gpu:
@@ -105,7 +111,7 @@ class Rollout:
             seed=config.seed,
             disable_log_stats=True,
             logprobs_mode="processed_logprobs",  # those of the distribution that is sampled from: after temperature
-            weight_transfer_config=WeightTransferConfig(backend="rlreason"),
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             **defaults | config.rollout.vllm,
         )
         self.engine = _made(args)
@@ -178,12 +184,8 @@ class Rollout:
             self.engine.wake_up(tags=["weights"])
         handle = {key: value for key, value in weights.items() if key != "canary"}
         self.version = -1  # until all of them are in
-        self.engine.collective_rpc("start_weight_update")
-        try:
-            self.engine.collective_rpc("update_weights", args=({"handle": handle},))
-        except Gone:  # vLLM has given up the update by itself
+        if not self._in_workers(workers.load, handle):
             return None
-        self.engine.collective_rpc("finish_weight_update")
         if self.asleep:
             self.engine.wake_up(tags=["kv_cache"])
             self.asleep = False
@@ -192,6 +194,20 @@ class Rollout:
         if canary := weights.get("canary"):
             self._compare(canary, await self.score(canary["tokens"]), weights["kind"])
         return seconds
+
+    def _in_workers(self, function: Callable[..., workers.Outcome], argument: Any) -> bool:
+        """Run `function` in every vLLM worker, between two steps of the engine. False if what was asked for is unavailable.
+
+        Raises `Wounded` if this engine cannot get it, and `RuntimeError` with the worker's traceback for a bug.
+        """
+        state, why = workers.outcome(self.engine.collective_rpc(function, args=(argument,)))
+        if state == "unavailable":
+            print(f"weights: {why}", flush=True)
+        if state == "damaged":
+            raise Wounded(why)
+        if state == "failed":
+            raise RuntimeError(why)
+        return state == "done"
 
     async def forget(self) -> None:
         """Drop every request: who asked does not wait any more, and what comes next is to be alone in the engine."""
@@ -208,10 +224,11 @@ class Rollout:
             self.engine.sleep(level=2)
             self.asleep = True
 
-    async def join(self, address: str, port: int, rank: int, world: int) -> None:
-        """Meet the learner in an NCCL group, for weights that are broadcast."""
-        info = {"address": address, "port": port, "rank": rank, "world": world}
-        await asyncio.to_thread(self.engine.collective_rpc, "init_weight_transfer_engine", args=(info,))
+    async def join(self, address: str, port: int, rank: int, world: int, timeout: float) -> bool:
+        """Join the group over which the learner broadcasts weights; `rank`: of this engine's first worker. False if the
+        group did not come about."""
+        info = {"address": address, "port": port, "rank": rank, "world": world, "timeout": timeout}
+        return self._in_workers(workers.join, info)
 
     async def close(self) -> None:
         if self.pump:

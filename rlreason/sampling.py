@@ -22,8 +22,8 @@ from rlreason.chaos import Chaos, Victim
 from rlreason.config import Config, LoopConfig
 from rlreason.display import Display, duration
 from rlreason.errors import Interrupted, RecipeError, RolloutError
-from rlreason.fleet import Say
-from rlreason.loop import Rollout, train
+from rlreason.fleet import Directory, Say
+from rlreason.loop import Rollout, WeightSource, train
 from rlreason.metrics import Journal
 from rlreason.rewards.pool import Pool
 from rlreason.rewards.pool.budget import Budget
@@ -109,7 +109,7 @@ class Steady:
             sample.version = version
         return group
 
-    async def load(self, weights: None, version: int) -> None:
+    async def load(self, source: WeightSource, version: int) -> None:
         self.version = version
 
 
@@ -190,7 +190,7 @@ async def answering(config: Config, say: Say) -> AsyncIterator[tuple[Rollout, st
     path = model.local(config.model, Path(config.out))
     say("engines", f"starting {config.rollout.workers} engines …")
     async with cluster.start(config, path, False, 0, config.rollout.workers, say) as (learners, rollouts):
-        await rollouts.load({"kind": "file", "path": str(Path(path).absolute())}, 0)
+        await rollouts.load(Directory(Path(path)), 0)
         held = (manifest.read(Path(config.out)) or {}).get("weights", {})
         source = held.get("begin") or manifest.weights_of(Path(path))
         yield rollouts, source, cluster.roles(learners, rollouts)["rollout"]

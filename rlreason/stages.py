@@ -21,6 +21,7 @@ from rlreason.errors import Failure, Interrupted, RecipeError, StorageError
 from rlreason.evaluate import Score
 from rlreason.exams import score_model as examine
 from rlreason.exams import write_samples
+from rlreason.fleet import Directory
 from rlreason.rewards.code import sandbox
 from rlreason.tasks import Tasks, load
 
@@ -226,7 +227,7 @@ async def score_model(config: Config, name: str) -> Score:
         print(text, file=sys.stderr)
 
     async with cluster.start(config, path, False, 0, config.rollout.workers, say) as (_, rollouts):
-        await rollouts.load({"kind": "file", "path": str(Path(path).absolute())}, 0)
+        await rollouts.load(Directory(Path(path)), 0)
         result, rows = await examine(rollouts, tasks, config)
     Path(config.out).mkdir(parents=True, exist_ok=True)
     write_samples(Path(config.out) / f"{name}.jsonl", rows)

@@ -15,6 +15,7 @@ import numpy as np
 from rlreason import named
 from rlreason.endpoint import Endpoint, NoReply, OverBudget, digest, key, new_client, readable, remembered, wrong_url
 from rlreason.errors import RecipeError, RolloutError, StorageError
+from rlreason.loop import WeightSource
 from rlreason.types import Group, Sample, Task
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Teacher:
                 answer.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
 
-    async def load(self, weights: Any, version: int) -> None:
+    async def load(self, source: WeightSource, version: int) -> None:
         """A teacher keeps its own weights."""
 
     async def close(self) -> None:

@@ -136,15 +136,14 @@ class Life:
             manifest.amend(out, weights={"begin": await learners.digest()})
         exams = Exams(config, self.tasks.held_out, self.answers, self.rollouts, self._said)
         try:
-            weights = await learners.publish()
             if recorded:
-                await self.rollouts.load(weights, learners.version)
-            await exams.load(weights, learners.version)
+                await self.rollouts.load(learners, learners.version)
+            await exams.load(learners, learners.version)
             if not learners.version:
                 await unless(self.stop, exams.score("before", 0), "examining the model before training")
             await self._train(exams, state)
             if recorded:  # the engines have stood by meanwhile
-                await self.rollouts.load(await learners.publish(), learners.version)
+                await self.rollouts.load(learners, learners.version)
             await unless(self.stop, exams.score("after", learners.version), "examining the model after training")
         except BaseException:
             await exams.drop()

@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 from collections.abc import Awaitable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.
 CUT_OFF = {"DistBackendError", "DistNetworkError", "DistStoreError"}
 GLOO = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
 WORDS = 65536  # bytes of a log in which the cause of a death is looked for: the stacks of all threads come after it
+INTERRUPT = 2.0  # seconds in which a process that is not stopped has been interrupted
 FATAL = re.compile(r"Fatal Python error: ([^\n]*)")
 CURRENT = re.compile(r"Current thread [^\n]*\n +File \"([^\"\n]*)\", line (\d+) in (\S+)")  # innermost frame
 GONE = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)  # a process is, says Ray
@@ -57,6 +59,7 @@ class Host:
         made = getattr(importlib.import_module(module), kind)
         gc.freeze()
         self.it = made(*args)
+        gc.collect()  # else what the constructor left behind would be kept for good, device memory included
         gc.freeze()
         gc.enable()
         pulse.beat("ready")
@@ -80,6 +83,11 @@ class Host:
     @ray.method(concurrency_group="life")  # type: ignore[untyped-decorator]
     async def pulse(self) -> pulse.Pulse:
         return pulse.feel(get_node_ip_address(), self.calls)
+
+    @ray.method(concurrency_group="life")  # type: ignore[untyped-decorator]
+    async def interrupt(self) -> None:
+        if self.it is not None:
+            self.it.interrupt()
 
     @ray.method(concurrency_group="life")  # type: ignore[untyped-decorator]
     async def signal(self, number: int) -> None:
@@ -126,6 +134,12 @@ class Worker:
             seen = f" ({self.seen.told})" if self.seen else ""
             raise Lost(self.name, f"has said nothing for {within:g} s{seen}", True) from None
         return answer
+
+    async def interrupt(self) -> None:
+        """Call `interrupt` of what the process is, also while that is busy; a process that is lost is reported elsewhere."""
+        if self.actor is not None:
+            with suppress(Lost, TimeoutError):
+                await asyncio.wait_for(self._told(self.actor.interrupt.remote()), INTERRUPT)
 
     async def stacks(self) -> None:
         """Let the process write all its stacks into its log, also one that is stopped or blocked."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from rlreason import puzzles
 from rlreason.types import Sample
+
+
+settings.register_profile("no-deadline", deadline=None)  # a loaded machine makes no test wrong
+settings.load_profile("no-deadline")
 
 
 def sample(prompt: int, answer: int, reward: float | None = None, logp: float = -1.0, version: int = 0) -> Sample:

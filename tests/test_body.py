@@ -135,6 +135,8 @@ class Local:
     async def publish(self):
         return {"from": self.number}
 
+    async def release_memory(self): ...
+
     async def digest(self):
         return f"digest of {self.number}"
 
@@ -418,28 +420,32 @@ def test_what_all_hold_is_told_by_rank_0(tmp_path):
     assert life.does(work) == ({"from": 0}, "digest of 0")
 
 
-def test_nothing_is_published_where_no_engine_reads_it(tmp_path):
-    life = Life(tmp_path, {})
-    life.learners.read = False
-    assert life.does(lambda learners: learners.publish()) == {}
-
-
-def test_the_engine_on_the_same_gpu_sleeps_before_each_step(tmp_path):
+def test_engines_on_the_same_device_sleep_before_the_learners_start_and_step(tmp_path):
+    """And the learners give memory back before the engines may wake: after a step, and after what they publish."""
     life, order = Life(tmp_path, {}), []
 
-    class Engine:
-        async def sleep(self):
-            order.append(("sleeps", life.ranks[0].steps))
+    class Engines:
+        device = asyncio.Lock()
 
-    learners = TakingTurns(life.learners.config, life.ranks, (), lambda value: value, life.say, Engine())
+        async def drain(self):
+            assert not self.device.locked(), "an engine that is replaced meanwhile needs the device to answer"
+            order.append("drain")
+
+        async def sleep(self):
+            assert self.device.locked()
+            order.append(("sleep", life.ranks[0].lives, life.ranks[0].steps))
+
+    learners = TakingTurns(life.learners.config, life.ranks, (), lambda value: value, life.say, Engines())
 
     async def work():
         await learners.begin()
         await learners.step([])
+        await learners.publish()
         await learners.step([])
 
     life.loop.run_until_complete(work())
-    assert order == [("sleeps", 0), ("sleeps", 1)]
+    assert order == [("sleep", 0, 0), "drain", ("sleep", 1, 0), "drain", ("sleep", 1, 1)]
+    assert life.ranks[0].told == ["step", "release_memory", "publish", "release_memory", "step", "release_memory"]
 
 
 # ---- stragglers ----

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from rlreason import delta
-from rlreason.delta import Changes, Held, checksum, file
-from rlreason.errors import Gone, Wounded
-from rlreason.weights import Publisher
+from rlreason.errors import WeightsUnavailable, Wounded
+from rlreason.weights import Publisher, delta
+from rlreason.weights.delta import Changes, Held, checksum, file
 
 SIZE = 20_000
 
@@ -110,7 +109,7 @@ def test_what_is_replaced_is_gone_and_the_newest_is_read_from_the_beginning(tmp_
     learn(now, 1, 0)
     newest = learner.publish(now)
     assert newest["whole"] == newest["number"]
-    with pytest.raises(Gone, match="publication 1"):
+    with pytest.raises(WeightsUnavailable, match="publication 1"):
         dict(engine.read(old))
     assert same(dict(engine.read(newest)), now)
 
@@ -126,7 +125,7 @@ def test_what_is_lost_and_not_replaced_is_told(tmp_path, lost):
     with pytest.raises(Wounded, match=f"-{lost}.safetensors is lost, and no newer one has taken its place"):
         dict(Held().read(handle))
     Changes(tmp_path).publish(now)  # a learner that was started anew
-    with pytest.raises(Gone):
+    with pytest.raises(WeightsUnavailable):
         dict(Held().read(handle))
 
 

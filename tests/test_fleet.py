@@ -15,6 +15,16 @@ from rlreason.waves import Waves
 SECOND = 1.0  # that an answer takes
 
 
+class Published:
+    """Learners whose weights are this handle."""
+
+    def __init__(self, handle="weights"):
+        self.handle = handle
+
+    async def publish(self):
+        return self.handle
+
+
 class Local:
     """A process that is none: it answers a task in a second, and does what a test says at its nth task."""
 
@@ -103,7 +113,7 @@ def run(engines, tasks=8, weights="weights", **config):
         fleet = Rollouts(engines, (), RecoveryConfig(**config), lambda value: value, say)
         try:
             await fleet.begin()
-            await fleet.load(weights, 0)
+            await fleet.load(Published(weights), 0)
             return await asyncio.gather(*(fleet.sample(Task(str(i), "", ""), 2) for i in range(tasks)))
         finally:
             await fleet.close()
@@ -174,11 +184,11 @@ def test_weights_that_were_being_replaced_are_waited_for(sample):
     async def whole():
         fleet = Rollouts([engine], (), RecoveryConfig(), lambda value: value, lambda *a, **k: events.append(k))
         await fleet.begin()
-        torn = asyncio.create_task(fleet.load("torn", 0))
+        torn = asyncio.create_task(fleet.load(Published("torn"), 0))
         asked = asyncio.create_task(fleet.sample(Task("0", "", ""), 1))
         await asyncio.sleep(5)
         assert not asked.done()
-        await fleet.load("weights", 1)
+        await fleet.load(Published(), 1)
         group = await asked
         await torn
         await fleet.close()
@@ -194,7 +204,7 @@ def test_answers_that_nobody_waits_for_are_not_asked_again(sample):
     async def whole():
         fleet = Rollouts([engine], (), RecoveryConfig(), lambda value: value, lambda *a, **k: None)
         await fleet.begin()
-        await fleet.load("weights", 0)
+        await fleet.load(Published(), 0)
         asked = [asyncio.create_task(fleet.sample(Task(str(i), "", ""), 1)) for i in range(4)]
         await asyncio.sleep(0.5 * SECOND)
         for task in asked:

@@ -122,7 +122,7 @@ def test_weights_in_memory_and_in_a_directory_have_one_digest(tmp_path):
     import torch
     from safetensors.torch import save_file
 
-    from rlreason.weights import digest
+    from rlreason.weights.digest import digest
 
     tensors = {"b": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "a": torch.ones(4), "c": torch.tensor(2.0)}
     for name in ("one", "two"):
@@ -130,7 +130,7 @@ def test_weights_in_memory_and_in_a_directory_have_one_digest(tmp_path):
     save_file(tensors, tmp_path / "one" / "model.safetensors")
     save_file({"b": tensors["b"]}, tmp_path / "two" / "model-1.safetensors")
     save_file({"a": tensors["a"], "c": tensors["c"]}, tmp_path / "two" / "model-2.safetensors")
-    same = {digest(tensors.items()), manifest.weights_of(tmp_path / "one"), manifest.weights_of(tmp_path / "two")}
+    same = {digest(sorted(tensors.items())), manifest.weights_of(tmp_path / "one"), manifest.weights_of(tmp_path / "two")}
     assert len(same) == 1
     others = [tensors | {"a": torch.ones(4) * 2}, tensors | {"a": torch.ones(2, 2)}, tensors | {"a": torch.ones(4).double()},
               {"x": tensors["a"], "b": tensors["b"], "c": tensors["c"]}]  # fmt: skip

@@ -7,15 +7,17 @@ from rlreason.errors import ResourceError
 from rlreason.placement import Placement, clash, place
 
 
-def config(learners=1, rollouts=1, max_lag=0, device="auto", transport="auto", **vllm) -> Config:
+def config(learners=1, rollouts=1, max_lag=0, device="auto", transport="auto", share=None, **vllm) -> Config:
     return Config(
-        model="m", out="o", device=device, transport=transport, learner=LearnerConfig(workers=learners),
+        model="m", out="o", device=device, transport=transport, share=share, learner=LearnerConfig(workers=learners),
         rollout=RolloutConfig(workers=rollouts, vllm=vllm), loop=LoopConfig(max_lag=max_lag),
     )  # fmt: skip
 
 
-def placed(c: Config, cpus=2.0, gpus=0.0, nodes=1) -> Placement:
-    return place(c, {"CPU": cpus, "GPU": gpus}, nodes, c.learner.workers, c.rollout.workers)
+def placed(c: Config, cpus=2.0, gpus=0.0, nodes=None) -> Placement:
+    """`nodes`: the GPUs of each; None: one node has them all."""
+    there = [{"GPU": float(n)} for n in ([gpus] if nodes is None else nodes)]
+    return place(c, {"CPU": cpus, "GPU": gpus}, there, c.learner.workers, c.rollout.workers)
 
 
 @pytest.mark.parametrize(
@@ -24,11 +26,19 @@ def placed(c: Config, cpus=2.0, gpus=0.0, nodes=1) -> Placement:
         (config(), {}, Placement("cpu", False, "shm", 1.0, 1)),
         (config(2, 2), {}, Placement("cpu", False, "shm", 0.5, 1)),
         (config(), {"cpus": 16.0}, Placement("cpu", False, "shm", 1.0, 8)),
-        (config(), {"nodes": 2}, Placement("cpu", False, "file", 1.0, 1)),
+        (config(), {"nodes": [0, 0]}, Placement("cpu", False, "broadcast", 1.0, 1)),
         (config(), {"gpus": 1.0}, Placement("cuda", True, "ipc", 1.0, 1)),
-        (config(), {"gpus": 2.0}, Placement("cuda", False, "nccl", 1.0, 1)),
-        (config(), {"gpus": 2.0, "nodes": 2}, Placement("cuda", False, "nccl", 1.0, 1)),
-        (config(4, 2, tensor_parallel_size=2), {"gpus": 8.0, "cpus": 64.0}, Placement("cuda", False, "nccl", 1.0, 10)),
+        (config(), {"gpus": 2.0}, Placement("cuda", False, "broadcast", 1.0, 1)),
+        (config(), {"gpus": 2.0, "nodes": [1, 1]}, Placement("cuda", False, "broadcast", 1.0, 1)),
+        (config(transport="nccl"), {"gpus": 2.0}, Placement("cuda", False, "broadcast", 1.0, 1)),
+        (config(transport="broadcast"), {}, Placement("cpu", False, "broadcast", 1.0, 1)),
+        (config(share=True), {}, Placement("cpu", True, "shm", 1.0, 1)),
+        (config(2, 2, share=True, transport="broadcast"), {}, Placement("cpu", True, "broadcast", 0.5, 1)),
+        (config(share=True), {"gpus": 2.0}, Placement("cuda", True, "ipc", 1.0, 1)),
+        (config(share=True, transport="file"), {"gpus": 1.0}, Placement("cuda", True, "file", 1.0, 1)),
+        (config(1, 1, tensor_parallel_size=2), {}, Placement("cpu", False, "shm", 2 / 3, 1)),
+        (config(1, 1, tensor_parallel_size=2), {"gpus": 3.0, "nodes": [2, 1]}, Placement("cuda", False, "broadcast", 2 / 3, 1)),
+        (config(4, 2, tensor_parallel_size=2), {"gpus": 8.0, "cpus": 64.0}, Placement("cuda", False, "broadcast", 1.0, 8)),
         (config(device="cpu"), {"gpus": 8.0}, Placement("cpu", False, "shm", 1.0, 1)),
         (config(transport="file"), {"gpus": 2.0}, Placement("cuda", False, "file", 1.0, 1)),
     ],
@@ -44,7 +54,21 @@ def test_placement(c, machine, expected):
         (config(2, 1), {"gpus": 2.0}, "2 learners and 1 engines of 1 GPUs each, 3 GPUs; there are 2"),
         (config(max_lag=1), {"gpus": 1.0}, "if loop.max_lag is 0"),
         (config(transport="ipc"), {"gpus": 2.0}, "ipc needs a learner and an engine on one GPU"),
-        (config(transport="nccl"), {}, "nccl needs GPUs"),
+        (config(transport="broadcast"), {"gpus": 1.0}, "NCCL needs GPUs of their own"),
+        (config(transport="shm"), {"nodes": [0, 0]}, "shm is memory of one host, and there are 2 nodes"),
+        (config(max_lag=1, share=True), {}, "loop.max_lag has to be 0, and is 1"),
+        (config(share=False), {"gpus": 1.0}, "1 learners and 1 engines of 1 GPUs each, 2 GPUs; there are 1"),
+        (config(2, 2, share=True), {"gpus": 2.0}, "one learner and one engine of one GPU can share a GPU"),
+        (
+            config(1, 1, tensor_parallel_size=2),
+            {"gpus": 3.0, "nodes": [1, 1, 1]},
+            r"needs them on one node; the nodes have 1, 1, 1, enough for 0 engines of 1",
+        ),
+        (
+            config(1, 1, pipeline_parallel_size=2, tensor_parallel_size=2),
+            {"gpus": 4.0},
+            "1 learners and 1 engines of 4 GPUs each, 5 GPUs; there are 4",
+        ),
     ],
 )
 def test_what_cannot_be_placed_is_refused_with_numbers(c, machine, told):
@@ -57,3 +81,11 @@ def test_builds_that_clash_are_told_with_the_command_that_mends_it():
     assert clash(mixed).endswith("pip uninstall -y torchvision")
     assert clash({"torch": "2.13.0+cpu"}) == ""
     assert clash({"torch": "2.13.0", "torchvision": "0.28.0"}) == "", "on a GPU they belong together"
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_expandable_segments_are_refused_where_a_gpu_is_shared(monkeypatch, name):
+    monkeypatch.setenv(name, "garbage_collection_threshold:0.8,expandable_segments:True")
+    with pytest.raises(ResourceError, match=f"{name}=.*CUDA IPC"):
+        placed(config(), gpus=1.0)
+    assert placed(config(), gpus=2.0).transport == "broadcast"

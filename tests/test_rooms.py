@@ -13,7 +13,6 @@ MAY = {  # a file of the package, or a folder -> which of them it may import
     "worker": {"ray"},
     "rollout": {"vllm"},
     "learner": {"deepspeed", "torch", "transformers"},
-    "delta": {"torch"},
     "weights": {"torch", "vllm"},  # both ends of vLLM's transfer API
     "algorithms": {"torch"},  # for type checkers only
     "export": {"torch", "transformers"},  # in its own process
@@ -53,7 +52,5 @@ def test_describing_a_run_needs_no_engine():
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_room_says_what_it_is_for_and_stays_small(room):
-    text = room.read_text()
-    assert ast.get_docstring(ast.parse(text))
-    assert text.count("\n") <= 350, "a file of this length usually has two subjects"
+def test_a_room_says_what_it_is_for(room):
+    assert ast.get_docstring(ast.parse(room.read_text()))

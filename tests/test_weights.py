@@ -8,11 +8,12 @@ from collections import deque
 import pytest
 import torch
 
-from rlreason import weights
-from rlreason.weights import Publisher, buckets, joined, parted, read
+from rlreason.weights import Publisher, Source, parted, tensors
+from rlreason.weights.delta import Held
+from rlreason.weights.reader import read
 
 
-def tensors(seed: int) -> list[tuple[str, torch.Tensor]]:
+def weights(seed: int) -> list[tuple[str, torch.Tensor]]:
     g = torch.Generator().manual_seed(seed)
     return [
         ("embed", torch.randn(7, 3, generator=g)),
@@ -26,39 +27,64 @@ def tensors(seed: int) -> list[tuple[str, torch.Tensor]]:
 def test_what_arrives_is_what_was_sent_the_second_time_too(kind, tmp_path):
     publisher = Publisher(kind, tmp_path)
     for seed in (0, 1):
-        handle = publisher.publish(tensors(seed))
+        handle = publisher.publish(weights(seed))
         arrived = {name: t.clone() for name, t in read(handle)}
         assert arrived.keys() == {"embed", "norm", "head", "scalar"}
-        for name, sent in tensors(seed):
+        for name, sent in weights(seed):
             assert arrived[name].dtype == sent.dtype
             assert torch.equal(arrived[name], sent)
 
 
 @pytest.mark.parametrize(("most", "messages"), [(1, 4), (100, 3), (1 << 20, 1)])
-def test_a_broadcast_carries_many_tensors(monkeypatch, most, messages):
+@pytest.mark.parametrize("transient", [False, True])
+def test_a_broadcast_carries_many_tensors(monkeypatch, most, messages, transient):
     """What the learner's end joins is what the engine's end takes apart, whatever comes between the two."""
-    monkeypatch.setattr(weights, "BUCKET", most)
-    sent = tensors(0)
-    wire = deque(joined([t for _, t in sent[part]]) for part in buckets([t.nbytes for _, t in sent]))
+    monkeypatch.setattr(tensors, "BUCKET", most)
+    sent = weights(0)
+
+    def gather():
+        for name, t in sent:
+            now = t.clone()
+            yield name, now
+            if transient:
+                now.fill_(float("nan"))  # it was valid until the next was requested
+
+    source = Source([tensors.Spec(name, t.dtype, tuple(t.shape)) for name, t in sent], gather, transient)
+    wire = deque(tensors.messages(source))
     assert len(wire) == messages
-    handle = {"names": [name for name, _ in sent], "shapes": [list(t.shape) for _, t in sent],
-              "dtypes": [str(t.dtype).removeprefix("torch.") for _, t in sent]}  # fmt: skip
 
     def receive(size):
         assert len(wire[0]) == size
         return wire.popleft()
 
-    arrived = [one for bucket in parted(handle, receive) for one in bucket]
-    assert [name for name, _ in arrived] == handle["names"]
+    arrived = [one for bucket in parted(source.describe(), receive) for one in bucket]
+    assert [name for name, _ in arrived] == [name for name, _ in sent]
     for (_, here), (_, there) in zip(arrived, sent, strict=True):
         assert here.dtype == there.dtype
         assert torch.equal(here, there)
 
 
+@pytest.mark.parametrize("kind", ["shm", "file", "delta"])
+def test_tensors_that_are_gathered_one_after_the_other_arrive_as_well(kind, tmp_path):
+    sent = weights(0)
+
+    def gather():
+        for name, t in sent:
+            now = t.clone()
+            yield name, now
+            now.fill_(float("nan"))
+
+    source = Source([tensors.Spec(name, t.dtype, tuple(t.shape)) for name, t in sent], gather, True)
+    handle = Publisher(kind, tmp_path).publish(source)
+    arrived = Held().read(handle) if kind == "delta" else read(handle)
+    arrived = {name: t.clone() for name, t in arrived}
+    assert all(torch.equal(arrived[name], t) for name, t in sent)
+
+
 def test_shared_memory_has_no_name_to_leave_behind():
     before = set(os.listdir("/dev/shm"))
     publisher = Publisher("shm")
-    publisher.publish(tensors(0))
+    publisher.publish(weights(0))
     assert set(os.listdir("/dev/shm")) - before == set()
 
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlreason.errors import Gone, Wounded
+from rlreason.errors import WeightsUnavailable, Wounded
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes: compared bit by bit
 AT, TO = "at:", "to:"  # before a tensor's name: the places in it that changed, and what stands there now
@@ -77,7 +77,8 @@ class Held:
     def read(self, handle: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         """All tensors of a publication, whatever was held before.
 
-        Raises `Gone` if newer ones have replaced it, and `Wounded` if what was read is not what was published, or is lost.
+        Raises `WeightsUnavailable` if newer ones have replaced it, and `Wounded` if what was read is not what was
+        published, or is lost.
         """
         life, newest, folder = handle["life"], handle["number"], Path(handle["path"])
         behind = life != self.life or not handle["whole"] <= self.number <= newest
@@ -92,7 +93,7 @@ class Held:
                 )
             except FileNotFoundError as error:
                 if {*folder.glob("*.safetensors")} - {file(folder, life, n) for n in range(newest + 1)}:
-                    raise Gone(f"{folder}: publication {number} of {life}") from error
+                    raise WeightsUnavailable(f"{folder}: publication {number} of {life}") from error
                 raise Wounded(f"{file(folder, life, number)} is lost, and no newer one has taken its place") from error
             except (SafetensorError, LookupError, RuntimeError, OSError) as error:
                 raise Wounded(f"{file(folder, life, number)} cannot be read: {error}") from error
