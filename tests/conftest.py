@@ -9,7 +9,6 @@ from hypothesis import settings
 from rlreason import puzzles
 from rlreason.types import Sample
 
-
 settings.register_profile("no-deadline", deadline=None)  # a loaded machine makes no test wrong
 settings.load_profile("no-deadline")
 

@@ -29,12 +29,13 @@ import learners  # noqa: E402
 import quickstart  # noqa: E402
 import rewards  # noqa: E402
 import security  # noqa: E402
+import transports  # noqa: E402
 from case import Case, Seen  # noqa: E402
 from world import Running, shared  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- make chaos writes from here -->", "<!-- to here -->"
-SECTIONS = [inputs, rewards, engines, learners, checkpoints, drivers, security, quickstart]
+SECTIONS = [inputs, rewards, engines, learners, checkpoints, drivers, security, quickstart, transports]
 GPU = {44: "out of memory in a backward pass", 46: "an NCCL time-out"}  # want a CUDA device
 
 
