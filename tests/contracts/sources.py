@@ -289,12 +289,12 @@ class Sources:
             for statement in flat(each.node.body):
                 if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
                     continue
-                kind = {n.id for n in ast.walk(statement.annotation) if isinstance(n, ast.Name)}
+                kind = {last_name(n) for n in ast.walk(statement.annotation)}
                 value = statement.value
                 excluded = isinstance(value, ast.Call) and any(
                     k.arg == "init" and getattr(k.value, "value", True) is False for k in value.keywords
                 )
-                if "ClassVar" not in kind and not excluded:
+                if not kind & {"ClassVar", "KW_ONLY"} and not excluded:
                     fields[statement.target.id] = value is None and not optional and "NotRequired" not in kind
         return Signature(list(fields), {*fields}, {name for name, required in fields.items() if required})
 
