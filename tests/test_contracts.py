@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -191,6 +192,48 @@ def test_an_edited_gpu_lock_is_reported(package, version, miss):
 def test_a_line_that_is_not_one_pin_is_reported(line):
     with pytest.raises(ValueError, match=r"not name==version|pinned twice"):
         lock.pins(f"numpy==2.3.5\n{line}\n")
+
+
+# ---- the command, without a network: wheels of what is installed ----
+
+
+def wheel(library: str, version: str, to: Path) -> None:
+    """The sources of an installed library, as a release of it."""
+    about = f"{library}-{version}.dist-info"
+    with zipfile.ZipFile(to / f"{library}-{version}-py3-none-any.whl", "w") as archive:
+        for file in folder_of(library).rglob("*.py*"):
+            if file.suffix in (".py", ".pyi"):
+                archive.write(file, file.relative_to(folder_of(library).parent))
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {library}\nVersion: {version}\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+
+
+def test_the_command_checks_each_allowed_release(tmp_path):
+    """`make contracts`: a release that lacks something is a line of the table, and a failure; one out of bounds is neither."""
+    shop = tmp_path / "wheels"
+    shop.mkdir()
+    locked = lock.pins(gpu_lock()[0])
+    for library in LIBRARIES:
+        wheel(library, locked[library], shop)
+    for version in ("0.19.9", "0.20.0"):
+        with zipfile.ZipFile(shop / f"deepspeed-{version}-py3-none-any.whl", "w") as broken:
+            broken.writestr("deepspeed/__init__.py", "def initialize(model): ...\n")
+            broken.writestr(
+                f"deepspeed-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: deepspeed\nVersion: {version}\n"
+            )
+            broken.writestr(f"deepspeed-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shop),
+                   "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
+    command = [sys.executable, str(ROOT / "tests" / "contracts"), "--no-device"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    rows = [line.split()[:4] for line in done.stdout.splitlines() if line.startswith(LIBRARIES) and "==" not in line]
+    found = {(library, version): int(misses) for library, version, _, misses in rows}
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert {release for release, misses in found.items() if not misses} == {(name, locked[name]) for name in LIBRARIES}
+    assert found["deepspeed", "0.19.9"] > 10
+    assert ("deepspeed", "0.20.0") not in found
+    assert "deepspeed.initialize: no parameter 'optimizer'" in done.stdout
 
 
 # ---- the learner on a fake accelerator ----
