@@ -246,4 +246,4 @@ def test_the_learners_tensor_code_stays_on_its_device():
         capture_output=True, text=True, env=environment, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "mistakes are seen" in done.stdout
+    assert "mistakes are seen: ok" in done.stdout

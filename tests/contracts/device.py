@@ -13,6 +13,7 @@ private device type libraries take their branch for an unknown device; kernels t
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import traceback
@@ -188,16 +189,18 @@ def cases(device: torch.device, learns: bool) -> Iterator[tuple[str, Callable[[]
 
 
 def main() -> int:
+    faulthandler.enable()  # where a gradient is on another device than its tensor, autograd aborts on the private type
     failed = False
     for device, learns in devices():
         with Mode(allow_non_fake_inputs=True):  # host tables of transformers and numpy's columns are real
             for name, attempt in cases(device, learns):
+                print(f"{device.type}: {name}: ", end="", flush=True)  # first: the process may end in it
                 try:
                     attempt()
-                    print(f"ok    {device.type}: {name}", flush=True)
+                    print("ok", flush=True)
                 except Exception as error:  # a case that fails is a line, and the others are run
                     failed = True
-                    print(f"FAIL  {device.type}: {name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+                    print(f"FAIL {type(error).__name__}: {str(error)[:300]}", flush=True)
                     traceback.print_exc(limit=-8)
     return int(failed)
 
