@@ -36,6 +36,11 @@ def test_installed_libraries_fulfil_the_table(installed):
     assert check.unmet(TABLE, installed) == []
 
 
+def test_compiled_names_are_in_what_is_installed():
+    assert [contract.name for contract in TABLE if contract.compiled and check.absent(contract)] == []
+    assert check.absent(check.compiled("torch.distributed.ProcessGroupGloo.nothing"))
+
+
 def test_subclasses_fit_their_bases(installed):
     assert check.subclasses(PACKAGE, installed) == []
 

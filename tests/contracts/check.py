@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Contract:
     via: str = ""
     attributes: tuple[str, ...] = ()
     literals: tuple[str, ...] = ()
+    compiled: bool = False
 
     @property
     def library(self) -> str:
@@ -63,6 +65,22 @@ def has(name: str, attributes: str) -> Contract:
 def holds(name: str, literals: str) -> Contract:
     """A definition in which these strings stand: keys of a table, members of an enumeration, values that are compared."""
     return Contract(name, literals=tuple(literals.split()))
+
+
+def compiled(name: str) -> Contract:
+    """A name of a C extension that its stubs lack: no source has it, so only what is installed is asked, by import."""
+    return Contract(name, compiled=True)
+
+
+def absent(contract: Contract) -> bool:
+    """Whether what is installed lacks a compiled name."""
+    module, *rest = contract.name.split(".")
+    found = importlib.import_module(module)
+    for part in rest:
+        if not hasattr(found, part):
+            return True
+        found = getattr(found, part)
+    return False
 
 
 def misses(contract: Contract, sources: Sources) -> list[str]:
@@ -107,7 +125,12 @@ def _refused(contract: Contract, taken: Signature, sources: Sources) -> Iterator
 
 def unmet(table: Iterable[Contract], sources: Sources) -> list[str]:
     """Every miss, of the libraries that `sources` hold."""
-    return [miss for contract in table if sources.holds(contract.name) for miss in misses(contract, sources)]
+    return [
+        miss
+        for contract in table
+        if sources.holds(contract.name) and not contract.compiled
+        for miss in misses(contract, sources)
+    ]
 
 
 # ---- rlreason's own code ----
@@ -171,6 +194,8 @@ def unlisted(table: Iterable[Contract], package: Path) -> list[str]:
     for file in sorted(package.rglob("*.py")):
         for use in uses(file, package.parent):
             callable_as = [c for c in contracts if c.name == use.name and c.called]
+            if any(c.compiled and f"{c.name}.".startswith(f"{use.name}.") for c in contracts):
+                continue
             passed = ", ".join(f"{keyword}=" for keyword in use.keywords)
             if use.called and not callable_as:
                 line = f'takes("{use.name}", "{passed}"),  # and what is passed by position'

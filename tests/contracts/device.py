@@ -32,12 +32,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from rlreason import weights
 from rlreason.algorithms import objective
 from rlreason.config import AlgorithmConfig
 from rlreason.forward import Read, logits, read, token_logprobs
 from rlreason.head import Head
 from rlreason.types import Batch, Sample
+from rlreason.weights import tensors
 
 LENGTHS = (7, 13, 18, 9)  # tokens of each sample, 4 of them the prompt's
 TINY = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -134,14 +134,9 @@ def canary(case: Case) -> None:
 
 
 def buckets(case: Case) -> None:
-    named = [(name, parameter.detach()) for name, parameter in case.model.named_parameters()]
-    handle = {
-        "names": [name for name, _ in named],
-        "dtypes": [str(t.dtype).removeprefix("torch.") for _, t in named],
-        "shapes": [list(t.shape) for _, t in named],
-    }
-    weights.BUCKET = 20_000  # bytes: several buckets, and tensors larger than one
-    sent = [weights.joined([t for _, t in named[part]]) for part in weights.buckets([t.nbytes for _, t in named])]
+    source = tensors.Source.of(case.model.named_parameters())
+    tensors.BUCKET = 20_000  # bytes: several buckets, and tensors larger than one
+    sent = [*tensors.messages(source)]
     assert len(sent) > 1
 
     def receive(size: int) -> Tensor:
@@ -149,11 +144,11 @@ def buckets(case: Case) -> None:
         case.expect(bucket, torch.uint8, (size,))
         return bucket
 
-    arrived = [pair for bucket in weights.parted(handle, receive) for pair in bucket]
+    arrived = [pair for bucket in tensors.parted(source.describe(), receive) for pair in bucket]
     assert not sent
-    assert [name for name, _ in arrived] == handle["names"]
-    for (_, t), (_, source) in zip(arrived, named, strict=True):
-        case.expect(t, source.dtype, tuple(source.shape))
+    assert [name for name, _ in arrived] == [spec.name for spec in source.specs]
+    for (_, t), spec in zip(arrived, source.specs, strict=True):
+        case.expect(t, spec.dtype, spec.shape)
 
 
 def mistakes(case: Case) -> None:

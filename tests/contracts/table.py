@@ -7,7 +7,7 @@ of values that a library returns (an engine, a process group) are beyond its sig
 
 from __future__ import annotations
 
-from contracts.check import Contract, exists, has, holds, takes
+from contracts.check import Contract, compiled, exists, has, holds, takes
 
 VLLM = [
     # Engine and its arguments: rollout.py
@@ -15,7 +15,7 @@ VLLM = [
           "model=, trust_remote_code=, load_format=, seed=, disable_log_stats=, logprobs_mode=, weight_transfer_config=, "
           "dtype=, enforce_eager=, max_model_len=, enable_sleep_mode=, gpu_memory_utilization=, hf_overrides=, max_num_seqs=, "
           "block_size=, enable_chunked_prefill=, num_gpu_blocks_override=, enable_prefix_caching=, tensor_parallel_size=, "
-          "pipeline_parallel_size="),
+          "pipeline_parallel_size=, distributed_executor_backend="),
     takes("vllm.EngineArgs.create_model_config"),
     has("vllm.EngineArgs", "tensor_parallel_size pipeline_parallel_size"),
     holds("vllm.config.model.LogprobsMode", "processed_logprobs"),
@@ -32,7 +32,8 @@ VLLM = [
     has("vllm.LLMEngine", "model_config vllm_config engine_core"),
     takes("vllm.v1.engine.core_client.EngineCoreClient.shutdown"),
     has("vllm.config.VllmConfig", "parallel_config"),
-    has("vllm.config.ParallelConfig", "world_size"),
+    has("vllm.config.ParallelConfig", "world_size rank"),
+    holds("vllm.config.parallel.DistributedExecutorBackend", "mp"),
     holds("vllm.v1.worker.gpu_worker.Worker", "weights kv_cache"),
     # What a model says of itself
     has("vllm.config.ModelConfig", "max_model_len hf_text_config use_mla architectures"),
@@ -51,25 +52,14 @@ VLLM = [
     has("vllm.logprobs.Logprob", "logprob"),
     # Weight transfer
     takes("vllm.config.WeightTransferConfig", "backend="),
-    takes("vllm.distributed.weight_transfer.WeightTransferEngineFactory.register_engine", "name, _"),
-    takes("vllm.distributed.weight_transfer.WeightTransferEngineFactory.create_engine", "config, vllm_config, device, model"),
-    has("vllm.distributed.weight_transfer.WeightTransferEngineFactory", "_registry"),
+    takes("vllm.distributed.weight_transfer.WeightTransferEngineFactory.register_engine", "name, _, class_name"),
+    holds("vllm.plugins.DEFAULT_PLUGINS_GROUP", "vllm.general_plugins"),
     exists("vllm.distributed.weight_transfer.base.WeightTransferEngine"),
     takes("vllm.distributed.weight_transfer.base.WeightTransferEngine.parse_update_info", "update_dict"),
-    takes("vllm.distributed.weight_transfer.nccl_common.trainer_init", "init_info"),
-    takes("vllm.distributed.weight_transfer.nccl_common.NCCLWeightTransferInitInfo",
-          "master_address=, master_port=, rank_offset=, world_size="),
-    has("vllm.distributed.weight_transfer.nccl_engine.NCCLWeightTransferEngine",
-        "init_info_cls init_transfer_engine model_update_group shutdown"),
-    takes("vllm.distributed.device_communicators.pynccl.PyNcclCommunicator.broadcast", "_, src=, stream="),
-    takes("vllm.distributed.weight_transfer.ipc_engine.IPCWeightTransferUpdateInfo",
-          "names=, dtype_names=, shapes=, ipc_handles="),
-    takes("vllm.distributed.weight_transfer.ipc_engine.IPCWeightTransferEngine.receive_weights", "_"),
-    has("vllm.distributed.weight_transfer.ipc_engine.IPCWeightTransferEngine", "update_info_cls shutdown"),
     takes("vllm.model_executor.model_loader.reload.initialize_layerwise_reload", "model"),
     takes("vllm.model_executor.model_loader.reload.finalize_layerwise_reload", "model, model_config"),
     takes("vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm", "layer, remove_weight="),
-    # Called by name on the workers: LLMEngine.collective_rpc
+    # Called on the workers, by functions that LLMEngine.collective_rpc runs there
     takes("vllm.v1.worker.gpu_worker.Worker.init_weight_transfer_engine", "init_info"),
     takes("vllm.v1.worker.gpu_worker.Worker.start_weight_update"),
     takes("vllm.v1.worker.gpu_worker.Worker.update_weights", "update_info"),
@@ -125,9 +115,15 @@ RAY = [
     takes("ray.remote", "num_cpus=, max_retries=, concurrency_groups=", via=OPTIONS),
     takes("ray.method", "concurrency_group="),
     takes("ray.remote_function.RemoteFunction.options", "scheduling_strategy=", via=OPTIONS),
-    takes("ray.actor.ActorClass.options", "runtime_env=, num_cpus=, num_gpus=, max_concurrency=", via=OPTIONS),
+    takes("ray.actor.ActorClass.options",
+          "runtime_env=, num_cpus=, num_gpus=, max_concurrency=, scheduling_strategy=", via=OPTIONS),
     takes("ray.actor.ActorClass.remote", "_, _"),
     takes("ray.util.get_node_ip_address"),
+    takes("ray.util.placement_group.placement_group", "bundles, strategy="),
+    takes("ray.util.placement_group.PlacementGroup.wait", "timeout_seconds"),
+    takes("ray.util.placement_group.remove_placement_group", "placement_group"),
+    holds("ray.util.placement_group.VALID_PLACEMENT_GROUP_STRATEGIES", "PACK"),
+    takes("ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy", "placement_group, placement_group_bundle_index="),
     takes("ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy", "node_id, soft="),
     exists("ray.exceptions.GetTimeoutError"),
     exists("ray.exceptions.NodeDiedError"),
@@ -144,18 +140,42 @@ RAY = [
 TORCH = [
     # meeting.py, learner.py, weights.py; what a C extension defines is read from its stubs
     takes("torch.distributed.init_process_group", "backend, store=, rank=, world_size=, timeout="),
-    takes("torch.distributed.TCPStore", "host_name, port, world_size, is_master=, timeout=, master_listen_fd="),
+    takes("torch.distributed.TCPStore",
+          "host_name, port, world_size, is_master=, timeout=, wait_for_workers=, master_listen_fd="),
+    has("torch.distributed.TCPStore", "host port"),
+    takes("torch.distributed.TCPStore.set", "key, value"),
+    takes("torch.distributed.TCPStore.check", "keys"),
+    takes("torch.distributed.PrefixStore", "prefix, store"),
+    # Process groups by hand; the stub of gloo's constructor has only the overload with a timeout
+    takes("torch.distributed.ProcessGroupNCCL", "store, rank, size, options"),
+    takes("torch.distributed.ProcessGroupNCCL.Options"),
+    has("torch.distributed.ProcessGroupNCCL.Options", "_timeout"),
+    takes("torch.distributed.ProcessGroupNCCL.abort"),
+    takes("torch.distributed.ProcessGroupGloo", "store, rank, size, _"),
+    compiled("torch.distributed.ProcessGroupGloo._Options._devices"),
+    compiled("torch.distributed.ProcessGroupGloo._Options._timeout"),
+    compiled("torch.distributed.ProcessGroupGloo.broadcast"),
+    takes("torch.distributed.ProcessGroupGloo.create_device", "hostname="),
+    takes("torch.distributed.ProcessGroupGloo.set_timeout", "timeout"),
+    takes("torch.distributed.ProcessGroupGloo.abort"),
+    takes("torch.distributed.BroadcastOptions"),
+    has("torch.distributed.BroadcastOptions", "rootRank rootTensor"),
+    takes("torch.distributed.Work.is_completed"),
+    takes("torch.distributed.Work.wait"),
     takes("torch.distributed.is_initialized"),
     takes("torch.distributed.all_reduce", "tensor"),
     takes("torch.distributed.all_gather_object", "object_list, obj"),
     takes("torch.distributed.barrier"),
     takes("torch.cuda.Event", "enable_timing="),
     takes("torch.cuda.current_device"),
-    takes("torch.cuda.current_stream"),
-    takes("torch.cuda.get_device_properties", "device"),
+    takes("torch.cuda.empty_cache"),
+    takes("torch.cuda.ipc_collect"),
     takes("torch.cuda.synchronize"),
     takes("torch.accelerator.synchronize"),
     takes("torch.multiprocessing.reductions.reduce_tensor", "tensor"),
-]
+    # The arguments that `reduce_tensor` returns are passed on by position, but for the seventh, the device
+    takes("torch.multiprocessing.reductions.rebuild_cuda_tensor",
+          "tensor_cls, tensor_size, tensor_stride, tensor_offset, storage_cls, dtype, storage_device, _, _, _, _, _, _, _, _"),
+]  # fmt: skip
 
 TABLE: list[Contract] = [*VLLM, *DEEPSPEED, *RAY, *TORCH]
