@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := rlreason tests benchmarks recipes docs/r1_curves.py
+SOURCES := rlreason tests benchmarks recipes requirements docs/r1_curves.py
 TESTS ?= not gpu
 
-.PHONY: env quickstart test lint check chaos bench lock
+.PHONY: env quickstart test lint check chaos contracts bench lock
 env: $(READY)
 
 $(READY): requirements/cpu.lock requirements/dev.lock requirements/install.sh pyproject.toml
@@ -33,6 +33,9 @@ chaos: env  # every fault of the catalogue with the real parts, and the table in
 
 bench: env  # a step beside the same work without a framework, and the table in benchmarks/RESULTS.md; CASES="1m 10m" runs these
 	$(BIN)/python benchmarks $(CASES)
+
+contracts: env  # what is called in vLLM, DeepSpeed, Ray and torch, against the CUDA wheels; CONTRACTS=--install-lock tries gpu.lock
+	$(BIN)/python tests/contracts $(CONTRACTS)
 
 lock:  # pin anew what pyproject.toml asks for
 	requirements/lock.sh

@@ -19,6 +19,7 @@ RUN_BY = {
     "make lint": "../.ci/run",
     "make bench": "e2e/test_benchmark.py",
     "make chaos": "e2e/test_recovery.py",
+    "make contracts": "test_contracts.py",
     "rlreason train": "e2e/test_runs.py",
     "rlreason config": "e2e/test_runs.py",
     "rlreason eval": "e2e/test_runs.py",
