@@ -24,7 +24,7 @@ from real import ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "chaos"))
 
-from world import Running  # noqa: E402
+from world import Running
 
 NAMESPACES = ("--net", "--pid", "--uts", "--ipc", "--mount")
 ADDRESSES = ("192.0.2.1", "192.0.2.2")  # of a range for documentation
@@ -55,7 +55,7 @@ def missing() -> str:
         ["unshare", *NAMESPACES, "--fork", "ip", "link", "add", "one", "type", "veth", "peer", "name", "two"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return tried.returncode and f"no namespaces with a cable can be made here: {tried.stderr.strip()}" or ""
+    return f"no namespaces with a cable can be made here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 @dataclass(frozen=True)
@@ -75,84 +75,96 @@ class Host:
         """Does this process, by its number outside, run on this host?"""
         return _network(pid) == _network(self.first)
 
-    def processes(self) -> list[str]:
-        """What runs there beside its first process."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if self.has(process.pid) and process.pid != self.first and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline())[:100])
-            except (OSError, psutil.Error):
-                continue
-        return found
-
 
 def _network(pid: int) -> str:
     return os.readlink(f"/proc/{pid}/ns/net")
 
 
-class Pair(Running):
-    """`rlreason train` on two hosts: the Ray head and the driver on the first, a Ray node on the second; a CPU each."""
+class Training(Running):
+    """`rlreason train` on a cluster of two hosts, going on."""
 
-    def __init__(self, hosts: tuple[Host, Host], out: Path, *options: str, **environment: str):
-        self.hosts, self.out = hosts, out
-        head, worker = hosts
-        token = head.folder / "token"
-        token.touch(0o600)
-        token.write_text(os.urandom(32).hex())
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))}
-        self.environment = kept | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
-            "RAY_AUTH_TOKEN_PATH": str(token), "PORT": str(PORT), "CPUS": "1", "NODES": "2", "WAIT": "90",
-            "LOGS": str(out.parent / "ray"),
-        } | environment  # fmt: skip
-        self.joined = (out.parent / "worker.log").open("w")
-        self.worker = worker.start(
-            ROOT / "launch/ray/worker.sh", f"{head.address}:{PORT}",
-            env=self.environment | {"RAY_TMPDIR": str(worker.folder / "tmp")}, stdout=self.joined, stderr=self.joined,
-        )  # fmt: skip
-        self.began = time.monotonic()
-        self.process = head.start(
-            ROOT / "launch/ray/head.sh", *options, f"out={out}",
-            env=self.environment | {"RAY_TMPDIR": str(head.folder / "tmp"), "ADDRESS": head.address},
+    def __init__(self, cluster: Cluster, out: Path, *options: object, **environment: str):
+        self.cluster, self.out, self.began = cluster, out, time.monotonic()
+        self.process = cluster.hosts[0].start(
+            sys.executable, "-m", "rlreason", "train", *options, f"out={out}",
+            env=cluster.environment | {"RAY_ADDRESS": f"{cluster.hosts[0].address}:{PORT}"} | environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def host(self, name: str) -> Host:
-        """On which host the process of this name (`rollout-0`) runs now."""
-        pid = self.pid(name)
-        return next(host for host in self.hosts if host.has(pid))
-
-    def started(self, *names: str) -> None:
-        """Wait until these processes run."""
+    def hosts(self, *names: str) -> list[str]:
+        """On which host each of these processes (`rollout-0`) runs, once all of them do."""
+        found: list[int] = []
 
         def there() -> bool:
             try:
-                return all(self.pid(name) for name in names)
+                found[:] = map(self.pid, names)
             except AssertionError:
                 return False
+            return True
 
         self.until(there)
+        return [next(host.name for host in self.cluster.hosts if host.has(pid)) for pid in found]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray head on the first host and a node on the second, with a CPU each."""
+
+    hosts: tuple[Host, Host]
+    environment: dict[str, str]
+
+    def train(self, out: Path, *options: object, **environment: str) -> Training:
+        return Training(self, out, *options, **environment)
 
 
 @contextmanager
-def two_hosts(resolves: str = "address") -> Iterator[tuple[Host, Host]]:
-    """Two hosts that reach each other and nothing else. `resolves`: what a host's own name stands for in its /etc/hosts:
-    its "address", or "loopback", as Debian installs it."""
-    names = ("left", "right")
+def cluster(logs: Path) -> Iterator[Cluster]:
+    """Two hosts and Ray on them. `logs`: a folder for what the scripts of launch/ray/ print, and Ray's logs if they fail."""
+    with two_hosts() as hosts:
+        head, worker = hosts
+        token, program, up = (head.folder / name for name in ("token", "program", "up"))
+        token.touch(0o600)
+        token.write_text(os.urandom(32).hex())
+        program.write_text('#!/bin/sh\ntouch "$2"\nexec sleep infinity\n')  # head.sh runs it when both nodes are there
+        program.chmod(0o755)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))}
+        common = kept | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+        }  # fmt: skip
+        own = {"PORT": str(PORT), "CPUS": "1", "WAIT": "90", "LOGS": str(logs), "RLREASON": str(program)}
+        with (logs / "head.log").open("w") as said, (logs / "worker.log").open("w") as told:
+            script = head.start(
+                ROOT / "launch/ray/head.sh", up, stdout=said, stderr=said,
+                env=common | own | {"NODES": "2", "ADDRESS": head.address, "RAY_TMPDIR": str(head.folder / "tmp")},
+            )  # fmt: skip
+            worker.start(
+                ROOT / "launch/ray/worker.sh", f"{head.address}:{PORT}", stdout=told, stderr=told,
+                env=common | own | {"RAY_TMPDIR": str(worker.folder / "tmp")},
+            )  # fmt: skip
+            while not up.exists():  # head.sh gives up after WAIT seconds
+                assert script.poll() is None, "\n".join((logs / f"{name}.log").read_text() for name in ("head", "worker"))
+                time.sleep(0.05)
+            yield Cluster(hosts, common)
+
+
+@contextmanager
+def two_hosts() -> Iterator[tuple[Host, Host]]:
+    """Two hosts that reach each other and nothing else. To itself each is 127.0.1.1, as Debian installs it."""
+    both = {"left": ADDRESSES[0], "right": ADDRESSES[1]}
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rl.", dir="/tmp")))  # short: sockets are in it
         hosts = []
-        for name, address in zip(names, ADDRESSES, strict=True):
+        for name, address in both.items():
             folder = base / name
             (folder / "tmp").mkdir(parents=True)
-            known = dict(zip(names, ADDRESSES, strict=True)) | ({name: "127.0.1.1"} if resolves == "loopback" else {})
-            lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in known.items())]
-            (folder / "hosts").write_text("\n".join(lines) + "\n")
+            known = both | {"localhost": "127.0.0.1", name: "127.0.1.1"}
+            (folder / "hosts").write_text("".join(f"{number} {host}\n" for host, number in known.items()))
             hosts.append(Host(name, address, folder, stack.enter_context(_first(folder, name))))
         left, right = (str(host.first) for host in hosts)
-        _ip("link", "add", "name", "eth0", "netns", left, "type", "veth", "peer", "name", "eth0", "netns", right)
+        cable = f"ip link add name eth0 netns {left} type veth peer name eth0 netns {right}"
+        subprocess.run(cable.split(), check=True)
         for host in hosts:
             for command in (f"addr add {host.address}/24 dev eth0", "link set lo up", "link set eth0 up"):
                 subprocess.run(["nsenter", f"--target={host.first}", "--net", "ip", *command.split()], check=True)
@@ -175,7 +187,3 @@ def _first(folder: Path, name: str) -> Iterator[int]:
     finally:
         process.stdin.close()
         process.wait(30)
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
