@@ -49,9 +49,10 @@ async def start(
     body: Learners | None = None
     try:
         _compare(out)
-        there = place(config, ray.cluster_resources(), len(ray.nodes()), learners, rollouts)
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        there = place(config, alive, learners, rollouts)
         width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
-        variables = environment(there, len(ray.nodes()))
+        variables = environment(there, len(alive))
         common = {"runtime_env": {"env_vars": variables}, "num_cpus": there.cpus, "max_concurrency": 100_000}
         gpu = (0.5 if there.share else 1) if there.device == "cuda" else 0
         ranks = [Worker(f"learner-{i}", out, Failure, num_gpus=gpu, **common) for i in range(learners)]

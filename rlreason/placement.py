@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlreason.config import Config
@@ -53,12 +54,15 @@ class Placement:
     threads: int
 
 
-def place(config: Config, resources: dict[str, float], nodes: int, learners: int, rollouts: int) -> Placement:
-    """Decide device, sharing and transport. Raises `ResourceError`, with numbers, before any model is loaded."""
-    gpus = int(resources.get("GPU", 0))
+def place(config: Config, nodes: Sequence[Mapping[str, float]], learners: int, rollouts: int) -> Placement:
+    """Decide device, sharing and transport. `nodes`: the resources of each, as Ray names them.
+
+    Raises `ResourceError`, with numbers, before any model is loaded.
+    """
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
     width = int(config.rollout.vllm.get("tensor_parallel_size", 1))
     device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
-    cores = resources.get("CPU", 1)
+    cores = [node["CPU"] for node in nodes if node.get("CPU")] or [1.0]
     processes = max(1, learners + rollouts)
     wanted = learners + rollouts * width
     share = False
@@ -69,15 +73,20 @@ def place(config: Config, resources: dict[str, float], nodes: int, learners: int
                 f"the recipe wants {learners} learners and {rollouts} engines of {width} GPUs each, {wanted} GPUs; there "
                 f"are {gpus}. One learner and one engine can share one GPU if loop.max_lag is 0."
             )
-    near = nodes == 1
-    auto = {"cpu": "shm" if near else "file", "cuda": "ipc" if share else "nccl"}[device]
+    auto = {"cpu": "shm" if len(nodes) == 1 else "file", "cuda": "ipc" if share else "nccl"}[device]
     transport = auto if config.transport == "auto" else config.transport
     if transport == "ipc" and not share:
         raise ResourceError("transport: ipc needs a learner and an engine on one GPU; say auto")
     if transport == "nccl" and (device == "cpu" or share):
         raise ResourceError("transport: nccl needs GPUs of their own for learners and engines; say auto")
-    threads = max(1, int(cores) // processes)
-    return Placement(device, share, transport, min(1.0, cores / processes), threads)
+    threads = max(1, int(sum(cores)) // processes)
+    return Placement(device, share, transport, _cpus(cores, processes), threads)
+
+
+def _cpus(cores: Sequence[float], processes: int) -> float:
+    """The largest share of a core, at most 1, of which the nodes hold one for every process: none spans two nodes."""
+    shares = {1.0, *(core / k for core in cores for k in range(1, processes + 1) if core < k)}
+    return max(share for share in shares if sum(int(core / share + 1e-9) for core in cores) >= processes)
 
 
 def environment(there: Placement, nodes: int = 1) -> dict[str, str]:

@@ -15,7 +15,7 @@ def config(learners=1, rollouts=1, max_lag=0, device="auto", transport="auto", *
 
 
 def placed(c: Config, cpus=2.0, gpus=0.0, nodes=1) -> Placement:
-    return place(c, {"CPU": cpus, "GPU": gpus}, nodes, c.learner.workers, c.rollout.workers)
+    return place(c, [{"CPU": cpus / nodes, "GPU": gpus / nodes}] * nodes, c.learner.workers, c.rollout.workers)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,16 @@ def test_placement(c, machine, expected):
 def test_what_cannot_be_placed_is_refused_with_numbers(c, machine, told):
     with pytest.raises(ResourceError, match=told):
         placed(c, **machine)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "processes", "share"),
+    [((2,), 3, 2 / 3), ((1, 1), 3, 0.5), ((1, 1), 2, 1.0), ((1, 2), 4, 2 / 3), ((0, 2), 2, 1.0), ((8, 8), 16, 1.0),
+     ((), 2, 0.5), ((0.5,), 2, 0.25)],
+)  # fmt: skip
+def test_every_process_fits_on_a_node(cpus, processes, share):
+    there = place(config(1, processes - 1), [{"CPU": cpu} for cpu in cpus] or [{}], 1, processes - 1)
+    assert there.cpus == pytest.approx(share)
 
 
 def test_builds_that_clash_are_told_with_the_command_that_mends_it():
