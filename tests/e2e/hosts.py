@@ -29,7 +29,8 @@ from world import Running
 NAMESPACES = ("--net", "--pid", "--uts", "--ipc", "--mount")
 ADDRESSES = ("192.0.2.1", "192.0.2.2")  # of a range for documentation
 PORT = 6400
-# Of a host: a name, /etc/hosts, shared memory and a folder for Ray; then it lasts as long as its standard input.
+# Of a host: a name, /etc/hosts, shared memory and a folder for Ray; then it lasts as long as its standard input. By bash,
+# which reaps whatever becomes its child.
 FIRST = """
 set -e
 mount --bind "$1/hosts" /etc/hosts
@@ -38,6 +39,9 @@ mount -t tmpfs -o mode=700 tmpfs "$1/tmp"
 echo "$2" >/proc/sys/kernel/hostname
 echo ready
 read -r _ || true
+umount --lazy "$1/tmp"
+rm -r "$1"
+rmdir --ignore-fail-on-non-empty "$(dirname "$1")"
 """
 
 
@@ -66,10 +70,10 @@ class Host:
     first: int  # the number of its first process
 
     def command(self, *command: object) -> list[str]:
-        return ["nsenter", f"--target={self.first}", "--all", "--wd=.", "--", *map(str, command)]
+        return ["nsenter", f"--target={self.first}", "--all", "--wd", "--", *map(str, command)]
 
     def start(self, *command: object, **options: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command(*command), cwd=ROOT, stdin=subprocess.DEVNULL, text=True, **options)  # type: ignore[call-overload]
+        return subprocess.Popen(self.command(*command), stdin=subprocess.DEVNULL, text=True, **options)  # type: ignore[call-overload]
 
     def has(self, pid: int) -> bool:
         """Does this process, by its number outside, run on this host?"""
@@ -154,7 +158,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Two hosts that reach each other and nothing else. To itself each is 127.0.1.1, as Debian installs it."""
     both = {"left": ADDRESSES[0], "right": ADDRESSES[1]}
     with ExitStack() as stack:
-        base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rl.", dir="/tmp")))  # short: sockets are in it
+        base = Path(tempfile.mkdtemp(prefix="rl.", dir="/tmp"))  # short: sockets are in it. The last host removes it.
         hosts = []
         for name, address in both.items():
             folder = base / name
@@ -175,8 +179,8 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 def _first(folder: Path, name: str) -> Iterator[int]:
     """The first process of a host; everything on it ends with it."""
     process = subprocess.Popen(
-        ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-c", FIRST, "sh", folder, name],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "bash", "-c", FIRST, "bash", folder, name],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdin
     assert process.stdout
@@ -187,3 +191,4 @@ def _first(folder: Path, name: str) -> Iterator[int]:
     finally:
         process.stdin.close()
         process.wait(30)
+        process.stdout.close()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from hosts import Cluster, cluster, missing
+from hosts import Cluster, cluster, missing, two_hosts
 from real import Run, rlreason
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(missing()), reason=missing())]
@@ -86,3 +89,23 @@ def test_learners_on_two_hosts_meet_and_learn_what_they_learn_on_one(hosts, opti
     assert alone.code == 0, alone.text
     assert plain(run.rows()) == plain(alone.rows)
     assert model(run.out) == model(one)
+
+
+def test_hosts_end_with_the_tests_that_made_them():
+    """However those end: by SIGKILL, too. Others that are made meanwhile do not meet them."""
+    script = (
+        "import hosts, time\nwith hosts.two_hosts() as made: print(made[0].first, made[0].folder, flush=True), time.sleep(99)"
+    )
+    tests = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True)
+    assert tests.stdout
+    try:
+        first, folder = tests.stdout.readline().split()
+        host = psutil.Process(int(first))
+        with two_hosts() as others:
+            assert not others[0].has(host.pid)
+            assert folder != str(others[0].folder)
+    finally:
+        tests.kill()
+        tests.communicate()
+    host.wait(10)
+    assert not Path(folder).parent.exists()
