@@ -29,6 +29,11 @@ from world import Running
 NAMESPACES = ("--net", "--pid", "--uts", "--ipc", "--mount")
 ADDRESSES = ("192.0.2.1", "192.0.2.2")  # of a range for documentation
 PORT = 6400
+# The address is a bridge's, which stays when the cable goes, as it does with the other host.
+NETWORK = (
+    "link set lo up", "link add eth0 type bridge", "addr add ADDRESS/24 dev eth0", "link set cable master eth0 up",
+    "link set eth0 up",
+)  # fmt: skip
 # Of a host: a name, /etc/hosts, shared memory and a folder for Ray; then it lasts as long as its standard input. By bash,
 # which reaps whatever becomes its child.
 FIRST = """
@@ -55,10 +60,8 @@ def missing() -> str:
     for program, package in (("ip", "iproute2"), ("unshare", "util-linux"), ("nsenter", "util-linux"), ("mount", "mount")):
         if not shutil.which(program):
             return f"there is no program `{program}` here (package {package})"
-    tried = subprocess.run(
-        ["unshare", *NAMESPACES, "--fork", "ip", "link", "add", "one", "type", "veth", "peer", "name", "two"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    cable = "ip link add one type veth peer name two && ip link add three type bridge"
+    tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "sh", "-c", cable], capture_output=True, text=True, check=False)
     return f"no namespaces with a cable can be made here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
@@ -166,12 +169,12 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             known = both | {"localhost": "127.0.0.1", name: "127.0.1.1"}
             (folder / "hosts").write_text("".join(f"{number} {host}\n" for host, number in known.items()))
             hosts.append(Host(name, address, folder, stack.enter_context(_first(folder, name))))
-        left, right = (str(host.first) for host in hosts)
-        cable = f"ip link add name eth0 netns {left} type veth peer name eth0 netns {right}"
-        subprocess.run(cable.split(), check=True)
+        one, other = (f"name cable netns {host.first}" for host in hosts)
+        subprocess.run(f"ip link add {one} type veth peer {other}".split(), check=True)
         for host in hosts:
-            for command in (f"addr add {host.address}/24 dev eth0", "link set lo up", "link set eth0 up"):
-                subprocess.run(["nsenter", f"--target={host.first}", "--net", "ip", *command.split()], check=True)
+            for command in NETWORK:
+                words = command.replace("ADDRESS", host.address).split()
+                subprocess.run(["nsenter", f"--target={host.first}", "--net", "ip", *words], check=True)
         yield hosts[0], hosts[1]
 
 
