@@ -46,7 +46,7 @@ echo ready
 read -r _ || true
 umount --lazy "$1/tmp"
 rm -r "$1"
-rmdir --ignore-fail-on-non-empty "$(dirname "$1")"
+rmdir "${1%/*}" 2>/dev/null || true  # by the last
 """
 
 
