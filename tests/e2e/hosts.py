@@ -161,7 +161,8 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Two hosts that reach each other and nothing else. To itself each is 127.0.1.1, as Debian installs it."""
     both = {"left": ADDRESSES[0], "right": ADDRESSES[1]}
     with ExitStack() as stack:
-        base = Path(tempfile.mkdtemp(prefix="rl.", dir="/tmp"))  # short: sockets are in it. The last host removes it.
+        base = Path(tempfile.mkdtemp(prefix="rl.", dir="/tmp"))  # short: sockets are in it
+        stack.callback(shutil.rmtree, base, ignore_errors=True)  # where a host was killed, which could not
         hosts = []
         for name, address in both.items():
             folder = base / name
