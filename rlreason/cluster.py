@@ -52,10 +52,10 @@ async def start(
     reserved: PlacementGroup | None = None
     try:
         _compare(out)
-        nodes_there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        there = place(config, ray.cluster_resources(), nodes_there, learners, rollouts)
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        there = place(config, alive, learners, rollouts)
         width = parallel_size(config.rollout.vllm)
-        common = {"runtime_env": {"env_vars": environment(there, len(nodes_there))}, "max_concurrency": 100_000}
+        common = {"runtime_env": {"env_vars": environment(there, len(alive))}, "max_concurrency": 100_000}
         gpu = (0.5 if there.share else 1) if there.device == "cuda" else 0
         reserved, of_ranks, of_engines = await asyncio.to_thread(_reserve, there, width, learners, rollouts)
         ranks = [Worker(f"learner-{i}", out, Failure, num_cpus=there.cpus, num_gpus=gpu, **common, **where)

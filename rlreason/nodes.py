@@ -15,6 +15,8 @@ from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
+import psutil
+
 ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # idle processes that nobody uses: ours have an environment of their own
@@ -48,6 +50,15 @@ def private() -> Path:
 def alone() -> dict[str, str]:
     """The environment of a Ray of our own: tokens by path and never by value, nothing sent to anybody, loopback only."""
     return ALONE | {"RAY_AUTH_TOKEN_PATH": str(private() / "token")}
+
+
+def network(address: str) -> dict[str, str]:
+    """The environment in which gloo and vLLM listen at `address`, by which the other nodes reach this one.
+
+    By default they take the address that the host's own name resolves to, which is often 127.0.1.1.
+    """
+    names = [name for name, known in psutil.net_if_addrs().items() for one in known if one.address.partition("%")[0] == address]
+    return {"VLLM_HOST_IP": address} | ({"GLOO_SOCKET_IFNAME": names[0]} if names else {})
 
 
 def answers(address: str, patience: float = 5.0) -> bool:

@@ -61,17 +61,15 @@ def parallel_size(vllm: Mapping[str, Any]) -> int:
     return int(vllm.get("tensor_parallel_size", 1)) * int(vllm.get("pipeline_parallel_size", 1))
 
 
-def place(
-    config: Config, resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]], learners: int, rollouts: int
-) -> Placement:
-    """Decide device, sharing and transport, from what is free in all (`resources`) and what each node has (`nodes`).
+def place(config: Config, nodes: Sequence[Mapping[str, float]], learners: int, rollouts: int) -> Placement:
+    """Decide device, sharing and transport. `nodes`: the resources of each, as Ray names them.
 
     Raises `ResourceError`, with numbers, before any model is loaded.
     """
-    gpus = int(resources.get("GPU", 0))
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
     width = parallel_size(config.rollout.vllm)
     device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
-    cores = resources.get("CPU", 1)
+    cores = [node["CPU"] for node in nodes if node.get("CPU")] or [1.0]
     processes = max(1, learners + rollouts * width)
     share = bool(config.share) and learners > 0 and rollouts > 0
     if share and config.loop.max_lag:
@@ -80,8 +78,21 @@ def place(
     if device == "cuda":
         share = _on_gpus(config, gpus, [int(node.get("GPU", 0)) for node in nodes], learners, rollouts, width)
     transport = _transport(config, device, share, len(nodes))
-    threads = max(1, int(cores) // processes)
-    return Placement(device, share, transport, min(1.0, cores / processes), threads)
+    threads = max(1, int(sum(cores)) // processes)
+    return Placement(device, share, transport, _cpus(cores, learners, rollouts, width), threads)
+
+
+def _cpus(cores: Sequence[float], learners: int, rollouts: int, width: int) -> float:
+    """The largest share of a core, at most 1, with which every process has a place: a learner, or an engine of `width`, spans
+    no two nodes. `cores`: of each node."""
+    processes = max(1, learners + rollouts * width)
+
+    def fits(share: float) -> bool:
+        room = [int(core / share + 1e-9) for core in cores]
+        return sum(room) >= processes and sum(one // width for one in room) >= rollouts
+
+    shares = {1.0, *(core / k for core in cores for k in range(1, processes + 1) if core < k)}
+    return max(filter(fits, shares), default=min(1.0, max(cores) / processes))
 
 
 def _on_gpus(config: Config, gpus: int, nodes: Sequence[int], learners: int, rollouts: int, width: int) -> bool:

@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.util import get_node_ip_address
 
-from rlreason import pulse
+from rlreason import nodes, pulse
 from rlreason.errors import Failure, Lost, StorageError, Wounded
 from rlreason.pulse import Pulse
 
@@ -49,6 +49,8 @@ class Host:
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        for variable, value in nodes.network(get_node_ip_address()).items():
+            os.environ.setdefault(variable, value)  # loopback is set where there is one node; the user's choice wins
         pulse.listen()
         self.it: Any = None
         self.calls = 0  # that are not answered yet

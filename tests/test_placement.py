@@ -16,8 +16,9 @@ def config(learners=1, rollouts=1, max_lag=0, device="auto", transport="auto", s
 
 def placed(c: Config, cpus=2.0, gpus=0.0, nodes=None) -> Placement:
     """`nodes`: the GPUs of each; None: one node has them all."""
-    there = [{"GPU": float(n)} for n in ([gpus] if nodes is None else nodes)]
-    return place(c, {"CPU": cpus, "GPU": gpus}, there, c.learner.workers, c.rollout.workers)
+    of = [gpus] if nodes is None else nodes
+    there = [{"CPU": cpus / len(of), "GPU": float(n)} for n in of]
+    return place(c, there, c.learner.workers, c.rollout.workers)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def placed(c: Config, cpus=2.0, gpus=0.0, nodes=None) -> Placement:
         (config(share=True), {"gpus": 2.0}, Placement("cuda", True, "ipc", 1.0, 1)),
         (config(share=True, transport="file"), {"gpus": 1.0}, Placement("cuda", True, "file", 1.0, 1)),
         (config(1, 1, tensor_parallel_size=2), {}, Placement("cpu", False, "shm", 2 / 3, 1)),
-        (config(1, 1, tensor_parallel_size=2), {"gpus": 3.0, "nodes": [2, 1]}, Placement("cuda", False, "broadcast", 2 / 3, 1)),
+        (config(1, 1, tensor_parallel_size=2), {"gpus": 3.0, "nodes": [2, 1]}, Placement("cuda", False, "broadcast", 0.5, 1)),
         (config(4, 2, tensor_parallel_size=2), {"gpus": 8.0, "cpus": 64.0}, Placement("cuda", False, "broadcast", 1.0, 8)),
         (config(device="cpu"), {"gpus": 8.0}, Placement("cpu", False, "shm", 1.0, 1)),
         (config(transport="file"), {"gpus": 2.0}, Placement("cuda", False, "file", 1.0, 1)),
@@ -74,6 +75,20 @@ def test_placement(c, machine, expected):
 def test_what_cannot_be_placed_is_refused_with_numbers(c, machine, told):
     with pytest.raises(ResourceError, match=told):
         placed(c, **machine)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "processes", "share"),
+    [((2,), 3, 2 / 3), ((1, 1), 3, 0.5), ((1, 1), 2, 1.0), ((1, 2), 4, 2 / 3), ((0, 2), 2, 1.0), ((8, 8), 16, 1.0),
+     ((), 2, 0.5), ((0.5,), 2, 0.25)],
+)  # fmt: skip
+def test_every_process_fits_on_a_node(cpus, processes, share):
+    there = place(config(1, processes - 1), [{"CPU": cpu} for cpu in cpus] or [{}], 1, processes - 1)
+    assert there.cpus == pytest.approx(share)
+
+
+def test_the_workers_of_a_wide_engine_fit_on_one_node():
+    assert placed(config(1, 1, tensor_parallel_size=2), cpus=2.0, nodes=[0, 0]).cpus == pytest.approx(0.5)
 
 
 def test_builds_that_clash_are_told_with_the_command_that_mends_it():

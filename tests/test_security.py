@@ -270,6 +270,11 @@ def test_what_ray_is_told_of_the_environment_holds_no_secret(monkeypatch):
     assert not [name for name in said if re.search("KEY|TOKEN|SECRET|PASSWORD", name) and name != "TOKENIZERS_PARALLELISM"]
 
 
+def test_what_is_on_several_nodes_listens_at_the_address_of_its_node():
+    assert nodes.network("127.0.0.1") == {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    assert nodes.network("192.0.2.77") == {"VLLM_HOST_IP": "192.0.2.77"}, "an address that no interface has"
+
+
 def test_what_is_on_one_node_speaks_over_loopback():
     here = environment(Placement("cpu", False, "shm", 1.0, 1))
     assert ON_LOOPBACK.items() <= here.items()

@@ -107,7 +107,6 @@ RAY = [
     takes("ray.is_initialized"),
     takes("ray.shutdown"),
     takes("ray.available_resources"),
-    takes("ray.cluster_resources"),
     takes("ray.nodes"),
     takes("ray.get", "_, timeout="),
     takes("ray.put", "_"),
