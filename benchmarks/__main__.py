@@ -4,7 +4,7 @@
 
 Every case is two runs of benchmarks/step.yaml, and between them the bare work on the same tokens (bare.py): by the libraries as
 they come, and with the options that are used here. Prints a line a case, medians over the steps after the first four;
-without CASE all that this machine has the devices for, and writes the table into benchmarks/RESULTS.md.
+without CASE all of them, and writes the table into benchmarks/RESULTS.md. They run on the CPU; gpu_check is for GPUs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from statistics import median
 from typing import Any
 
 import psutil
-from limits import Model, decoding, mfu, peak
+from limits import Model, mfu, model_of, peak
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "step.yaml"
 PAGE = HERE / "RESULTS.md"
 BEGIN, END = "<!-- make bench writes from here -->", "<!-- to here -->"
-GPU = Path("/dev/nvidiactl").exists()  # torch would say it too, and share its libraries' memory with what is measured
-SAMPLES = 128  # of a step
 WARM = 4  # steps that are left out: kernels and caches warm up
 LOOK, TIMED = 0.25, 5.0  # seconds between two looks at the memory, before and after the first step; one is 0.1 s of a core
 
@@ -39,11 +37,6 @@ TEN_MILLION = [
     "model.from_config.num_attention_heads=5", "model.from_config.num_key_value_heads=5",
 ]  # fmt: skip
 TWO = ["rollout.workers=2", "learner.workers=2"]
-HALF_A_BILLION = [  # 24 million in each of 22 layers
-    "model.from_config.hidden_size=1280", "model.from_config.intermediate_size=5120", "model.from_config.num_hidden_layers=22",
-    "model.from_config.num_attention_heads=10", "model.from_config.num_key_value_heads=2",
-    "model.from_config.max_position_embeddings=8192", "learner.tokens=16384", "device=cuda",
-]  # fmt: skip
 LONG = ["rollout.max_tokens=512", "model.from_config.max_position_embeddings=1024", "learner.tokens=4096"]
 
 
@@ -53,7 +46,6 @@ class Case:
     overrides: list[str] = field(default_factory=list)
     bound: float | None = None  # what the ratio may be, as the project has set itself
     of: str = "sum"  # of the limit's two halves, or the larger of them: "max"
-    gpu: bool = False
 
     @property
     def work(self) -> list[str]:
@@ -72,8 +64,6 @@ CASES = {
     "10m": Case("10M, one of each", TEN_MILLION, 1.10),
     "10m-two": Case("10M, two of each", [*TEN_MILLION, *TWO], 0.65),
     "10m-lag1": Case("10M, one of each, max_lag 1", [*TEN_MILLION, "loop.max_lag=1"], 1.15, "max"),
-    "gpu": Case("0.5B, one GPU in turns, 1,024 tokens", [*HALF_A_BILLION, "rollout.max_tokens=1024"], 1.15, gpu=True),
-    "gpu-4k": Case("0.5B, one GPU in turns, 4,096 tokens", [*HALF_A_BILLION, "rollout.max_tokens=4096"], 1.15, gpu=True),
 }
 
 
@@ -114,12 +104,11 @@ def held(pid: int) -> float:
     return total
 
 
-def bare(out: Path, kind: str, overrides: list[str], gpu: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def bare(out: Path, kind: str, overrides: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The steps of the limit of this kind, and what the machine can do."""
     from rlreason.placement import Placement, environment
 
-    there = Placement("cuda", True, "ipc", 1, 1) if gpu else Placement("cpu", False, "shm", 1, 1)
-    one_thread = os.environ | environment(there)
+    one_thread = os.environ | environment(Placement("cpu", False, "shm", 1, 1))
     command = [sys.executable, str(HERE / "bare.py"), str(RECIPE), str(out), kind, *overrides]
     lines = subprocess.run(command, check=True, env=one_thread, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     *steps, machine = [json.loads(line) for line in lines if line.startswith("{")]
@@ -134,8 +123,8 @@ def measure(case: Case) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="rlreason-bench-"))
     try:
         runs = [run(folder / "first", case.overrides)]
-        steps, machine = bare(folder / "first", "stock", case.work, case.gpu)
-        tuned, _ = bare(folder / "first", "tuned", case.work, case.gpu)
+        steps, machine = bare(folder / "first", "stock", case.work)
+        tuned, _ = bare(folder / "first", "tuned", case.work)
         model = folder / "first" / "weights" / "last"
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         about = json.loads((model / "config.json").read_text())
@@ -149,7 +138,7 @@ def measure(case: Case) -> dict[str, Any]:
     seconds = sorted(sum(row.get(key, 0.0) for key in PHASES.values()) for row in rows)
     bound, least = (sum(each.values()) if case.of == "sum" else max(each.values()) for each in (limit, best))
     phases = {name: median(row.get(key, 0.0) for row in rows) for name, key in PHASES.items()}
-    dense = model_of(about, size, 2 if case.gpu else 4)
+    dense = model_of(about, size, 4)
     return {
         "case": case, "tokens": tokens, "limit": limit, "best": best,
         "step": median(seconds), "least": seconds[0], "most": seconds[-1], "phases": phases,
@@ -160,24 +149,14 @@ def measure(case: Case) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def model_of(about: dict[str, Any], size: int, width: int) -> Model:
-    """`about`: its config.json. `size`: bytes of its weights, of `width` each."""
-    heads = about["num_attention_heads"]
-    return Model(size // width, about["num_hidden_layers"], about["num_key_value_heads"], about["hidden_size"] // heads, width)
-
-
 def share(case: Case, model: Model, tokens: float, phases: dict[str, float], machine: dict[str, Any]) -> str:
-    """How near the two halves are to what the device can do. Prompts are not counted: they are a few tokens each."""
+    """How near training is to what the cores can do. Prompts are not counted: they are a few tokens each."""
     measured = machine["gemm"] * 1e9 * (2 if TWO[1] in case.overrides else 1)
-    trained = mfu(model, tokens, phases["learn"], peak(machine["device"], measured))
-    if not case.gpu:
-        return f"{trained:.2f}"
-    least = decoding(model, SAMPLES, 0, tokens / SAMPLES, 2 * machine["memcpy"] * 1e9)  # a copy reads and writes
-    return f"{trained:.2f}, {least / phases['generate']:.2f}"
+    return f"{mfu(model, tokens, phases['learn'], peak(machine['device'], measured)):.2f}"
 
 
 HEAD = ["case", "tokens a step", "limit: generate + learn", "step (least – most)", "generate, learn, weights, log", "ratio",
-        "aim", "tuned limit, and the ratio to it", "MFU, roofline", "weights", "padding", "start-up", "memory"]  # fmt: skip
+        "aim", "tuned limit, and the ratio to it", "MFU", "weights", "padding", "start-up", "memory"]  # fmt: skip
 
 
 def cells(found: dict[str, Any]) -> list[str]:
@@ -206,13 +185,10 @@ def write(results: list[dict[str, Any]]) -> None:
     _, _, tail = rest.partition(END)
     asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     machine, memory = results[0]["machine"], psutil.virtual_memory().total / 2**30
-    does = ("bfloat16 products of 8192 × 8192 × 8192" if machine["device"] else
-            "float32 products of 2048 × 512 × 512 on one core")  # fmt: skip
-    about = (f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {machine['device'] or 'no GPU'}; "
-             f"{machine['gemm']:.0f} GFLOP/s in {does}, {machine['memcpy']:.1f} GB/s of memory copied. Python "
+    about = (f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB; {machine['gemm']:.0f} GFLOP/s in float32 "
+             f"products of 2048 × 512 × 512 on one core, {machine['memcpy']:.1f} GB/s of memory copied. Python "
              f"{platform.python_version()}, commit {asked.stdout.strip() or 'unknown'}. Medians of {results[0]['steps']} "
-             "steps. MFU: of a data sheet's bfloat16 peak, or of those products on all cores; roofline: least time that the "
-             "memory needs to decode, of the time that it took.")  # fmt: skip
+             "steps. MFU: of those products on all cores.")  # fmt: skip
     rows = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *map(cells, results)]]
     PAGE.write_text("\n".join([head + BEGIN, "", about, "", *rows, "", END]) + tail, encoding="utf-8")
 
@@ -221,7 +197,7 @@ def main(chosen: list[str]) -> None:
     if unknown := [name for name in chosen if name not in CASES]:
         raise SystemExit(f"there is no case {unknown[0]!r}; there are {', '.join(CASES)}")
     results = []
-    for name in chosen or [name for name, case in CASES.items() if case.gpu == GPU]:
+    for name in chosen or CASES:
         results.append(found := measure(CASES[name]))
         print(" | ".join(cells(found)), flush=True)
     if not chosen:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 SHEET = {
     "H200": 989e12,
@@ -22,6 +23,12 @@ class Model(NamedTuple):
     kv_heads: int
     head: int  # size of each
     bytes: int  # of a number
+
+
+def model_of(about: Mapping[str, Any], size: int, width: int) -> Model:
+    """`about`: its config.json. `size`: bytes of its weights, of `width` each."""
+    head = about.get("head_dim") or about["hidden_size"] // about["num_attention_heads"]
+    return Model(size // width, about["num_hidden_layers"], about["num_key_value_heads"], head, width)
 
 
 def peak(device: str, measured: float) -> float:
