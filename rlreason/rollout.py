@@ -115,6 +115,8 @@ class Rollout:
             **defaults | config.rollout.vllm,
         )
         self.engine = _made(args)
+        if parallel_size(config.rollout.vllm) > 1 and not gpu:
+            self.engine.collective_rpc(workers.unlink_shared_memory)
         self.tokenizer = self.engine.get_tokenizer()
         room = self.engine.model_config.max_model_len - config.rollout.max_tokens
         if room < 1:
