@@ -163,7 +163,7 @@ class Learners:
             if self.members != tuple(engines):
                 self.members = ()
                 outcomes = await self._connect(engines)
-                if not all(outcomes.values()):
+                if any(one is not True for one in outcomes.values()):
                     return version, {m: one if isinstance(one, Lost) else None for m, one in outcomes.items()}
                 self.members = tuple(engines)
             handle = self.share(await self.publish())

@@ -19,14 +19,14 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from rlreason import pulse
+from rlreason import canary, pulse
 from rlreason.algorithms import FILTERS, objective
 from rlreason.algorithms.columns import columns, cut, moving
 from rlreason.algorithms.mismatch import summary
 from rlreason.checkpoint import write_lines
 from rlreason.config import Config, dtype_of
 from rlreason.errors import Wounded
-from rlreason.forward import Model, Read, logits, packable, read, readable, token_logprobs
+from rlreason.forward import Model, Read, logits, packable, read, readable
 from rlreason.frozen import Frozen
 from rlreason.head import Head
 from rlreason.meeting import meet
@@ -40,8 +40,6 @@ from rlreason.weights import Handle, Publisher, Source, Spec, buckets
 from rlreason.weights.digest import digest
 
 T = TypeVar("T")
-
-CANARY = 16  # tokens of the prompt on which learner and engines are compared after every sync
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -124,9 +122,7 @@ class Learner:
         self.stage = self.engine.zero_optimization_stage()
         whole = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": self.bf16}, "zero_optimization": {"stage": 3}}
         self.reference = Frozen(reference, self.device, self.stage == 3, whole) if reference is not None else None
-        generator = torch.Generator().manual_seed(config.seed)
-        vocabulary = policy.config.get_text_config().vocab_size
-        self.canary: list[int] = torch.randint(vocabulary, (CANARY,), generator=generator).tolist()
+        self.canary = canary.draw(policy.config, config.seed)
         self.moved = False  # has it been seen that every parameter moves?
         self.alone = Stopwatch(partial(torch.cuda.Event, enable_timing=True) if self.gpu else None)  # forward passes
         self.tolerance = 0.1 if self.bf16 else 1e-3  # of log-probabilities where nothing differs but how they are computed
@@ -296,12 +292,12 @@ class Learner:
 
     def publish(self) -> Handle:
         """Make the weights available to the engines. Every rank takes part; only rank 0's handle is of use."""
-        canary, source = self._canary(), self._weights()
+        prompt, source = self._canary(), self._weights()
         if self.publisher.kind == "broadcast":  # only described here; `send` gathers it
             handle = self.publisher.publish(source) if self.rank == 0 else {}
         else:
             handle = self._on_rank_0(source, self.publisher.publish) or {}
-        return handle | {"canary": canary}
+        return handle | {"canary": prompt}
 
     def open_group(self, host: str, world: int, timeout: float) -> int:
         """Rank 0: open a broadcast group of `world` members at `host`, and return its port. `timeout`: seconds without any
@@ -407,10 +403,8 @@ class Learner:
         kept = {name: t for name, t in module.state_dict().items() if name in buffers}
         return kept | {name: t.to("cpu", copy=True) for name, t in source.tensors()}
 
-    @torch.no_grad()
     def _canary(self) -> dict[str, Any]:
-        tokens = torch.tensor([self.canary], device=self.device)
-        logprobs = token_logprobs(self.engine.module(input_ids=tokens, use_cache=False).logits, tokens)[0].tolist()
+        logprobs, tolerance = canary.compare(self.engine.module, self.canary, self.device)
         if not all(map(math.isfinite, logprobs)):
             raise Wounded(f"the weights of v{self.version} give NaN or infinity; they are not published")
-        return {"tokens": self.canary, "logprobs": logprobs, "tolerance": self.tolerance}
+        return {"tokens": self.canary, "logprobs": logprobs, "tolerance": tolerance}

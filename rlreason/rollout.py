@@ -115,6 +115,8 @@ class Rollout:
             **defaults | config.rollout.vllm,
         )
         self.engine = _made(args)
+        if parallel_size(config.rollout.vllm) > 1 and not gpu:
+            self.engine.collective_rpc(workers.unlink_shared_memory)
         self.tokenizer = self.engine.get_tokenizer()
         room = self.engine.model_config.max_model_len - config.rollout.max_tokens
         if room < 1:
@@ -243,7 +245,7 @@ class Rollout:
             loader = f"vLLM's {'/'.join(self.engine.model_config.architectures)}.load_weights"
             raise WeightsDiffer(
                 f"after weights v{self.version} arrived by {kind}, the engine's log-probabilities of the canary prompt "
-                f"are {gap:.2g} off the learner's (at most {canary['tolerance']:g} is allowed). {loader} did not "
+                f"are {gap:.2g} off the learner's in the mean (rounding explains {canary['tolerance']:.2g}). {loader} did not "
                 "take every tensor as the learner has it: look for tied, fused or renamed ones."
             )
 

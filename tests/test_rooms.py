@@ -16,6 +16,7 @@ MAY = {  # a file of the package, or a folder -> which of them it may import
     "weights": {"torch", "vllm"},  # both ends of vLLM's transfer API
     "algorithms": {"torch"},  # for type checkers only
     "export": {"torch", "transformers"},  # in its own process
+    "canary": {"torch"},
     "forward": {"torch"},
     "gemm": {"torch"},
     "head": {"torch"},

@@ -64,6 +64,8 @@ class BroadcastGroup:
             self.store.set(f"rank/{self.rank}", self.host)
             everybody = [f"rank/{rank}" for rank in range(self.world)]
             self._wait(lambda: self.store.check(everybody), 0.005, "waiting for the engines that will load weights")
+            if self.store.check([INTERRUPTED]):  # before this member came
+                raise WeightsUnavailable("the broadcast group was interrupted")
             # A connection of its own: a constructor that waits for a member must not keep `interrupt` from the store.
             self.group = _process_group(PrefixStore("group", self._client()), self.rank, self.world, self.device, self.host)
 

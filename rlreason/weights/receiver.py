@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,17 @@ def join(worker: Any, info: dict[str, Any]) -> Outcome:
     except Exception:
         return Outcome("failed", traceback.format_exc())
     return Outcome("done")
+
+
+def unlink_shared_memory(worker: Any) -> None:
+    """Remove the names of the shared memory over which a tensor parallel engine's workers communicate on a CPU.
+
+    They have mapped it by now, and vLLM removes the names only where it ends in good order.
+    """
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if path.startswith("/dev/shm/vllm_dist_") and not path.endswith("(deleted)"):
+            Path(path).unlink(missing_ok=True)  # the other workers map the same
 
 
 def outcome(outcomes: Sequence[Outcome]) -> Outcome:
