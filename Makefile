@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := rlreason tests benchmarks recipes requirements docs/r1_curves.py
-TESTS ?= not gpu
+TESTS ?= e2e or not e2e
 
-.PHONY: env quickstart test lint check chaos contracts bench lock
+.PHONY: env quickstart test lint check chaos contracts bench gpu-check lock
 env: $(READY)
 
 $(READY): requirements/cpu.lock requirements/dev.lock requirements/install.sh pyproject.toml
@@ -16,7 +16,7 @@ $(READY): requirements/cpu.lock requirements/dev.lock requirements/install.sh py
 quickstart: env  # a small model learns to reason: accuracy before and after, and a report
 	$(BIN)/rlreason train recipes/quickstart.yaml --fresh
 
-test: env  # every test; TESTS="not gpu and not long" leaves out the long ones
+test: env  # every test; TESTS="not long" leaves out the long ones
 	$(BIN)/pytest -n auto -m "($(TESTS)) and not e2e"
 	$(BIN)/pytest -m "($(TESTS)) and e2e"
 
@@ -26,7 +26,7 @@ lint: env  # format, lint, types
 	$(BIN)/mypy
 
 check: lint  # the same, and the tests that start no engine
-	$(BIN)/pytest -q -n auto -m "not e2e and not gpu"
+	$(BIN)/pytest -q -n auto -m "not e2e"
 
 chaos: env  # every fault of the catalogue with the real parts, and the table in docs/reliability.md; CASES="28 45" runs these
 	$(BIN)/python tests/chaos $(CASES)
@@ -36,6 +36,11 @@ bench: env  # a step beside the same work without a framework, and the table in 
 
 contracts: env  # what is called in vLLM, DeepSpeed, Ray and torch, against the CUDA wheels; CONTRACTS=--install-lock tries gpu.lock
 	$(BIN)/python tests/contracts $(CONTRACTS)
+
+gpu-check:  # the first thing to run on a GPU: in $(VENV) if that has the CUDA build of vLLM, else in the active environment
+	@python=$(BIN)/python; \
+	$$python -c 'from importlib.metadata import version; version("vllm")' 2>/dev/null || python=$(PYTHON); \
+	$$python benchmarks/gpu_check $(GPU_CHECK)
 
 lock:  # pin anew what pyproject.toml asks for
 	requirements/lock.sh

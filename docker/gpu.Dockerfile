@@ -2,6 +2,9 @@
 #   docker build -f docker/gpu.Dockerfile -t rlreason:gpu .
 #   docker run --rm --init --gpus all --shm-size=32g -v "$PWD/runs:/rlreason/runs" \
 #     rlreason:gpu train recipes/RECIPE.yaml out=runs/NAME
+# Is this machine fit for it? The first thing to run:
+#   docker run --rm --init --gpus all --shm-size=32g -v "$PWD/runs:/rlreason/runs" \
+#     --entrypoint python rlreason:gpu benchmarks/gpu_check
 # --shm-size: Ray's object store and NCCL share /dev/shm, of which Docker gives 64 MB.
 # --init: something has to reap what an ended Ray leaves.
 # Devel, not runtime: DeepSpeed and vLLM compile kernels at first use, with nvcc.
@@ -31,6 +34,7 @@ COPY rlreason rlreason
 RUN pip install --no-cache-dir --no-deps .
 COPY launch launch
 COPY recipes recipes
+COPY benchmarks benchmarks
 
 RUN install -d -o rlreason runs
 USER 10001

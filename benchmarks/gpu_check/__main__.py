@@ -25,7 +25,7 @@ from cases import CASES, budget  # noqa: E402
 from runner import HEAD, Case, Outcome, attempt, closing, end_children, exit_code, read, row, run_all, write  # noqa: E402
 from runner import cells as cells_of  # noqa: E402
 
-NO_GPU = 3
+NO_GPU, INTERRUPTED = 3, 130
 ON_CPU = 3  # GPUs that a CPU stands in for
 PROBE = 180  # seconds in which torch has to have said what GPUs there are
 
@@ -106,6 +106,7 @@ def main(given: list[str]) -> int:
         return 0
     if asked.run:
         return one(asked.run, asked)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi's
     machine = probe()
     if asked.device == "cuda" and not machine["gpus"]:
         why = machine.get("error") or f"torch {machine.get('versions', {}).get('torch')} sees no CUDA device"
@@ -134,7 +135,11 @@ def main(given: list[str]) -> int:
 
     print(row(HEAD), row(("---",) * len(HEAD)), sep="\n", flush=True)
     seconds = asked.budget if asked.budget is not None else budget(gpus) if asked.device == "cuda" else float("inf")
-    run_all(chosen(asked), gpus, seconds, run, report)
+    try:
+        run_all(chosen(asked), gpus, seconds, run, report)
+    except KeyboardInterrupt:
+        print(f"interrupted; {closing(outcomes, time.monotonic() - began)}; {asked.out / 'gpu-check.json'}")
+        return INTERRUPTED
     print(f"{closing(outcomes, time.monotonic() - began)}; {asked.out / 'gpu-check.json'}")
     return exit_code(outcomes)
 

@@ -125,11 +125,18 @@ def describe(place: Place, run: Run) -> None:
     """The numbers of a run, also of one that failed."""
     rows = run.rows()
     place.numbers["steps"] = len(rows)
-    for key in ("policy_gap", *sorted({key for row in rows for key in row if key.startswith("canary")})):
-        if values := [row[key] for row in rows if row.get(key) is not None]:
-            place.numbers[key] = max(values)
+    if gaps := [row["policy_gap"] for row in rows if row.get("policy_gap") is not None]:
+        place.numbers["policy_gap"] = max(gaps)
+    if canaries := [pair for log in (run.out / "logs").glob("rollout-*.log") for pair in compared(log)]:
+        place.numbers["canary gap"], place.numbers["of its tolerance"] = max(canaries, key=lambda pair: pair[0] / pair[1])
     if rows and place.gpu and place.memory:
         place.numbers["peak of memory"] = run.peak / place.memory
+
+
+def compared(log: Path) -> list[tuple[float, float]]:
+    """(gap, tolerance) of every comparison of an engine with the learner, by the engine's log."""
+    found = re.findall(r"canary of v\d+: gap (\S+), tolerance (\S+)", log.read_text(errors="replace"))
+    return [(float(gap), float(tolerance)) for gap, tolerance in found]
 
 
 def killed(place: Place, run: Run, engine: Callable[[], None]) -> None:
@@ -189,9 +196,13 @@ def memory(place: Place, transport: str) -> None:
     assert reserved, "the learner printed nothing of its memory"
     highest, after = max(b for _, b in reserved), [run.after_steps[i] for i in sorted(run.after_steps) if 2 <= i < 5]
     place.numbers["learner's peak of memory"] = highest
-    place.numbers["learner's memory before each step"] = " ".join(f"{a:.2f}" for a, _ in reserved)
+    place.numbers["learner's memory before each micro-batch"] = " ".join(f"{a:.2f}" for a, _ in reserved)
     assert highest > ABOVE, (
         f"the learner's peak is {highest:.2f} of memory, so the case shows nothing; more than {ABOVE} is meant"
+    )
+    returned = sum(a < ABOVE for a, _ in reserved)  # of the first micro-batch of each step, at least
+    assert returned >= 5, (
+        f"the learner began {5 - returned} of 5 steps with more than {ABOVE} of memory: its cache was not given back"
     )
     if len(after) > 1:
         place.numbers["in use after steps"] = " ".join(f"{now / place.memory:.2f}" for now in after)
