@@ -227,10 +227,10 @@ def test_a_wide_tokenizer_reads_as_before_and_writes_every_token(tmp_path):
 
 
 def test_used_memory_is_unknown_without_a_driver(monkeypatch, tmp_path):
-    import runs
+    import watched
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert runs.used() is None
+    assert watched.used() is None
 
 
 def test_the_first_visible_gpus_are_used(monkeypatch):

@@ -21,7 +21,7 @@ import psutil
 from limits import decoding, mfu, model_of, peak
 from machine import problems
 from models import SHAPES, fitting
-from runs import HERE, RECIPE, ROOT, Run
+from watched import HERE, RECIPE, ROOT, Run
 
 from rlreason import ledger
 
