@@ -3,7 +3,7 @@
     python benchmarks/canary.py [--whole] [directory of a trained model ...]
 
 Hugging Face stands for the learner. Healthy engines are vLLM with the same weights, and three other ways through the same
-model in torch; faulty ones are the model in torch with a loader's mistake in its weights. docs/canary-calibration.md says
+model in torch; faulty ones are the model in torch with a loader's mistake in its weights. docs/canary.md says
 what came out. Minutes on two cores, some of them for the training of a small model on Python's own library; `--whole`,
 with deep models and all of them in float32 as well, takes twenty.
 """
@@ -21,13 +21,13 @@ import sysconfig
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-TOKENS, ROWS, FACTOR, FLOOR = 32, 4, 4.0, 1e-4  # of the canary that is recommended
+from rlreason.canary import FACTOR, ROWS, TOKENS, disturbed, judge
+
 WRITTEN = 24  # tokens that the learner writes itself, where the canary is to be of probable ones
 TRAINING = 150  # steps of the small model
 DEEP = 12  # layers from which on a model of random weights is left for `--whole`
@@ -63,42 +63,6 @@ MODELS: dict[str, dict[str, Any]] = {
 WEIGHTS = {"fresh": (1, None), "gain 1": (1, 3.0), "gain 2": (2, 3.0), "gain 3": (3, 5.0), "heavy tails": (2, 3.0)}
 LARGE = ("gain 1", "gain 3")  # weights that the largest model is tried with
 RATES = (1e-6, 1e-5, 1e-4, 1e-3)
-
-
-# ---- the canary: what the learner is to do ----
-
-
-@contextmanager
-def jitter(embeddings: Any) -> Iterator[None]:
-    """Within it, all rows of a batch but the first get noise of up to one unit in the last place on their embeddings."""
-    import torch
-
-    def add(module: Any, args: Any, out: Any) -> Any:
-        noise = torch.rand(out.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        noise[0] = 0
-        return out + out * (torch.finfo(out.dtype).eps * noise).to(out)
-
-    hook = embeddings.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def judged(logits: Any, tokens: Any, eps: float) -> tuple[Any, float]:
-    """Log-probabilities of a canary's tokens, 0 for the first, and by how much, in the mean, an engine's may differ.
-
-    `logits` [1 + R, T, V] of `tokens` [T], the same in each row: row 0 as it is, the others under `jitter`. `eps` is that
-    of the type of the weights. The rows say what rounding does to this very model; the second term is what they cannot
-    say, the rounding of logits that are alike in all of them.
-    """
-    import torch
-
-    logp = torch.log_softmax(logits[:, :-1].float(), -1)
-    spread = logp[0].std(-1).mean()
-    own = logp.gather(2, tokens[1:].expand(len(logp), -1)[..., None])[..., 0]
-    noise = (own[1:] - own[0]).abs().mean()
-    return torch.nn.functional.pad(own[0], (1, 0)), max(FLOOR, FACTOR * float(noise + eps * spread / 4))
 
 
 # ---- models ----
@@ -272,10 +236,10 @@ def measure(folder: str, kind: str, name: str, type_: str, trained: bool) -> Non
                 prompts["sampled", seed] = written(policy, seed, lambda z: torch.multinomial(z.softmax(-1), 1))
             known: dict[Any, Any] = {}
             for key, tokens in prompts.items():
-                with jitter(policy.get_input_embeddings()):
+                with disturbed(policy.get_input_embeddings()):
                     logits = policy(torch.tensor([tokens] * (1 + ROWS))).logits
                 start = 0 if key[0] == "random" else TOKENS - WRITTEN - 1  # the first token that is compared, less 1
-                _, tolerance = judged(logits[:, start:], torch.tensor(tokens[start:]), eps)
+                _, tolerance = judge(logits[:, start:], torch.tensor(tokens[start:]), eps)
                 own = torch.log_softmax(logits[0, start:-1].float(), -1)
                 p = own.exp()
                 weighted = ((p * own * own).sum(-1) - (p * own).sum(-1) ** 2).clamp(0).sqrt()

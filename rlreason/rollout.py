@@ -241,6 +241,8 @@ class Rollout:
 
     def _compare(self, canary: dict[str, Any], seen: list[float], kind: str) -> None:
         gap = float(np.abs(np.array(seen[1:]) - np.array(canary["logprobs"][1:])).mean())
+        if self.loads == 1:
+            print(f"canary: {gap:.2g} nats off the learner's in the mean, at most {canary['tolerance']:.2g}", flush=True)
         if not gap <= canary["tolerance"]:  # NaN included
             loader = f"vLLM's {'/'.join(self.engine.model_config.architectures)}.load_weights"
             raise WeightsDiffer(
