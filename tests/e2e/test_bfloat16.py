@@ -110,13 +110,13 @@ def right(told: dict, stages: list[int]) -> None:
     assert told["nan"] == 1.0
 
 
-@pytest.mark.parametrize("stages", ["0,1", "2,3"])
+@pytest.mark.parametrize("stages", ["0,1", pytest.param("2,3", marks=pytest.mark.long)])
 def test_one_rank_in_bfloat16(models, tmp_path, stages):
     told = ended(start(BFLOAT16, models("qwen2-tied"), tmp_path, "", 0, 1, free_port(), stages))
     right(told, [*map(int, stages.split(","))])
 
 
-@pytest.mark.parametrize("stages", ["1,2", "3"])
+@pytest.mark.parametrize("stages", [pytest.param("1,2", marks=pytest.mark.long), "3"])
 def test_two_ranks_in_bfloat16(models, tmp_path, stages):
     port = free_port()
     ranks = [start(BFLOAT16, models("qwen2-untied"), tmp_path, "", rank, 2, port, stages) for rank in range(2)]

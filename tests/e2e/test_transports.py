@@ -61,6 +61,7 @@ def test_fine_tuning_broadcasts_when_an_engine_loads_and_never_else(train):
     assert [row["step"] for row in run.rows] == [1, 2, 3, 4]
 
 
+@pytest.mark.long
 def test_the_default_recipe_learns_in_bfloat16(train):
     """At ZeRO 0, as base.yaml has it, and as the same recipe on a GPU."""
     run = train("bfloat16", "learner.dtype=bfloat16", "loop.save_every=2")
