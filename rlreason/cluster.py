@@ -27,7 +27,7 @@ from rlreason.body import Learners, TakingTurns
 from rlreason.config import Config
 from rlreason.errors import Failure, ResourceError, RolloutError
 from rlreason.fleet import Rollouts, Say
-from rlreason.placement import Placement, clash, environment, parallel_size, place
+from rlreason.placement import ALIASES, Placement, clash, environment, parallel_size, place
 from rlreason.worker import Worker, log_of
 
 RESERVED = 60.0  # seconds in which Ray reserves what is free, with what it is told of nodes in between
@@ -54,6 +54,11 @@ async def start(
         _compare(out)
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         there = place(config, alive, learners, rollouts)
+        if config.transport in ALIASES:
+            name = ALIASES[config.transport]
+            say(
+                "deprecated", f"transport: {config.transport} is called {name} now; set transport={name}", what=config.transport
+            )
         width = parallel_size(config.rollout.vllm)
         common = {"runtime_env": {"env_vars": environment(there, len(alive))}, "max_concurrency": 100_000}
         gpu = (0.5 if there.share else 1) if there.device == "cuda" else 0

@@ -125,7 +125,8 @@ class Learner:
         self.canary = canary.draw(policy.config, config.seed)
         self.moved = False  # has it been seen that every parameter moves?
         self.alone = Stopwatch(partial(torch.cuda.Event, enable_timing=True) if self.gpu else None)  # forward passes
-        self.tolerance = 0.1 if self.bf16 else 1e-3  # of log-probabilities where nothing differs but how they are computed
+        # Of a token's log-probability, where nothing differs but how it is computed: the canary's is of a mean over tokens.
+        self.tolerance = max(0.1, 2 * canary.compare(self.engine.module, self.canary, self.device)[1]) if self.bf16 else 1e-3
         self.hidden: int | None = policy.config.get_text_config().hidden_size if config.learner.packing else None
         self.head = self._fitting(self._logits, self.head, policy.config)
         if self.reference and reference is not None:

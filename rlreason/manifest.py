@@ -31,7 +31,7 @@ FREE = ("out", "log", "eval.gate", "recovery", "chaos", "loop.keep")  # options 
 
 SCALE = (  # options that say on how much of what it is made: they change no more than the last bits
     "learner.workers", "learner.tokens", "learner.gradient_checkpointing", "learner.packing", "learner.logits",
-    "learner.deepspeed.zero_optimization", "rollout.workers", "rewards.workers", "transport",
+    "learner.deepspeed.zero_optimization", "rollout.workers", "rewards.workers", "transport", "share",
 )  # fmt: skip
 
 Manifest = dict[str, Any]

@@ -241,7 +241,8 @@ class Rollout:
 
     def _compare(self, canary: dict[str, Any], seen: list[float], kind: str) -> None:
         gap = float(np.abs(np.array(seen[1:]) - np.array(canary["logprobs"][1:])).mean())
-        print(f"canary of v{self.version}: gap {gap:.3g}, tolerance {canary['tolerance']:.3g}", flush=True)
+        if self.loads == 1:
+            print(f"canary: {gap:.2g} nats off the learner's in the mean, at most {canary['tolerance']:.2g}", flush=True)
         if not gap <= canary["tolerance"]:  # NaN included
             loader = f"vLLM's {'/'.join(self.engine.model_config.architectures)}.load_weights"
             raise WeightsDiffer(

@@ -67,6 +67,31 @@ def test_every_member_receives_every_bit_and_again(monkeypatch):
         one.close()
 
 
+def test_a_bucket_is_complete_before_the_next_is_gathered_all_in_the_thread_that_trains(monkeypatch):
+    """A gathered tensor is gone when the next is requested, and work on another thread, or stream, would read what follows."""
+    monkeypatch.setattr(tensors, "BUCKET", 2000)
+    publisher, whole, threads = Publisher("broadcast"), dict(weights().tensors()), set()
+
+    def gather():
+        for name, t in whole.items():
+            threads.add(threading.get_ident())
+            now = t.clone()
+            yield name, now
+            now.fill_(float("nan"))
+
+    source = Source(weights().specs, gather, transient=True)
+    with ThreadPoolExecutor(2) as pool:
+        port = publisher.open(HERE, 2, 60.0)
+        joining = pool.submit(member, port, 1, 2)
+        assert publisher.connect()
+        waiting = pool.submit(received, joining.result(SOON), source)
+        assert publisher.send(source)
+        assert all(torch.equal(t, whole[name]) for name, t in waiting.result(SOON).items())
+    assert threads == {threading.get_ident()}
+    joining.result().close()
+    publisher.close()
+
+
 def test_a_member_that_is_lost_releases_the_others_within_a_second():
     """The learner is told by the driver, and every other member by the learner's store."""
     publisher, source = Publisher("broadcast"), weights()

@@ -112,3 +112,25 @@ def test_a_disk_that_takes_no_weights_is_told_as_one(tmp_path, kind):
     run = subprocess.run([sys.executable, "-c", FULL, kind, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "the file is larger than the file system, or ulimit -f, allows" in run.stdout
     assert str(tmp_path) in run.stdout
+
+
+def test_device_memory_is_exported_once(monkeypatch):
+    """What an export is made of needs a GPU; how often it is made does not. A gathered tensor gets a buffer that stays."""
+    from torch.multiprocessing import reductions
+
+    exports = []
+    monkeypatch.setattr(reductions, "reduce_tensor", lambda t: (None, exports.append(t.data_ptr()) or ("handle", t.data_ptr())))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for transient in (False, True):
+        publisher, sent = Publisher("ipc"), [(name, t.contiguous()) for name, t in weights(0)]
+        specs = [tensors.Spec(name, t.dtype, tuple(t.shape)) for name, t in sent]
+        source = Source(specs, lambda sent=sent: iter(sent), transient)
+        exports.clear()
+        first = publisher.publish(source)["ipc_handles"]
+        for (_, t), (_, other) in zip(sent, weights(1), strict=True):
+            t.copy_(other)  # an optimizer step, in place
+        assert publisher.publish(source)["ipc_handles"] == first
+        assert len(exports) == len(sent)
+        held = {name: t for name, (t, _) in publisher.exported.items()}
+        assert all(torch.equal(held[name], t) for name, t in weights(1))
+        assert (held["embed"].data_ptr() == sent[0][1].data_ptr()) != transient

@@ -1,13 +1,15 @@
 """Why a process died, from what Ray and the process itself leave behind. The texts are Ray's own, of version 2.60."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError
 
 from rlreason.errors import Failure, Lost
 from rlreason.pulse import Pulse
-from rlreason.worker import Worker, cause_of_death
+from rlreason.worker import Host, Worker, cause_of_death
 
 HEAD = """The actor died unexpectedly before finishing this task.
 	class_name: Host
@@ -147,3 +149,27 @@ def test_however_ray_says_that_a_process_is_gone_it_is_lost_and_can_be_replaced(
     with pytest.raises(Lost, match=f"^rollout-0 died: {told}") as caught:
         asyncio.run(worker._told(reply()))
     assert not caught.value.alive
+
+
+class Littering:
+    """What it leaves behind in its constructor refers to itself, as a model that was converted may, device memory included."""
+
+    left = None
+
+    def __init__(self):
+        class Node:
+            pass
+
+        node = Node()
+        node.itself = node
+        Littering.left = weakref.ref(node)
+
+
+def test_what_a_constructor_leaves_behind_is_collected_before_the_rest_is_frozen():
+    host = Host.__new__(Host)  # its own constructor redirects the output of this process
+    try:
+        asyncio.run(host.become(__name__, "Littering"))
+        assert type(host.it).left() is None, "the module is imported by its name, so the class may be another"
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()

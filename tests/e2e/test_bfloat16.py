@@ -6,7 +6,7 @@ from test_methods import ended, free_port, start
 pytestmark = pytest.mark.e2e
 
 BFLOAT16 = """
-from rlreason.errors import Wounded
+from rlreason.weights import tensors
 stages = [*map(int, sys.argv[7].split(","))]
 BATCH = [group(name) for name in "efghijkl"]  # 32 samples; the ones above have one that could not be judged
 FLAT = [Group(Task(n, ""), [sample(k, 1.0) for k in (3, 9, 14)]) for n in "mn"]
@@ -41,6 +41,12 @@ for stage in stages:
     half, _ = gradient(learner(AlgorithmConfig(), stage, dtype="bfloat16",
                                deepspeed=ds | {"data_types": {"grad_accum_dtype": "bf16"}})) if stage in (1, 2) else (one, 0)
     seen["accumulated in bfloat16"] = off(half, exact)
+    if stage == 3:  # whole, but for the bucket at hand: each parameter is gathered, and given back
+        bucket, tensors.BUCKET = tensors.BUCKET, 20000
+        total = sum(p.ds_numel for p in l.engine.module.parameters())
+        there = lambda: sum(p.numel() for p in l.engine.module.parameters() if p.ds_numel > 20000 // 2)
+        seen["gathered"] = [max(there() for _ in l._weights().tensors()) / total, there() / total]
+        tensors.BUCKET = bucket
     handle = l.publish()
     seen["published"] = sorted({*handle["dtypes"]}) if rank == "0" else ["bfloat16"]
     l.save(f"{out}/{stage}", {"version": l.version, "cursor": 4})
@@ -90,6 +96,10 @@ def right(told: dict, stages: list[int]) -> None:
         assert seen["first"]["grad_norm"] > 0
         assert (seen["flat"]["idle"], seen["flat"]["grad_norm"]) == (1.0, 0.0)
         assert seen["resumed"]
+        if stage == 3:
+            most, after = seen["gathered"]
+            assert most < 0.5
+            assert after == 0
         assert seen.get("exported", ["torch.bfloat16"]) == ["torch.bfloat16"]
     for name, steps in told.items():
         if " " in name:
@@ -100,13 +110,13 @@ def right(told: dict, stages: list[int]) -> None:
     assert told["nan"] == 1.0
 
 
-@pytest.mark.parametrize("stages", ["0,1", "2,3"])
+@pytest.mark.parametrize("stages", ["0,1", pytest.param("2,3", marks=pytest.mark.long)])
 def test_one_rank_in_bfloat16(models, tmp_path, stages):
     told = ended(start(BFLOAT16, models("qwen2-tied"), tmp_path, "", 0, 1, free_port(), stages))
     right(told, [*map(int, stages.split(","))])
 
 
-@pytest.mark.parametrize("stages", ["1,2", "3"])
+@pytest.mark.parametrize("stages", [pytest.param("1,2", marks=pytest.mark.long), "3"])
 def test_two_ranks_in_bfloat16(models, tmp_path, stages):
     port = free_port()
     ranks = [start(BFLOAT16, models("qwen2-untied"), tmp_path, "", rank, 2, port, stages) for rank in range(2)]

@@ -71,7 +71,10 @@ async def main():
         port = publisher.open("127.0.0.1", 3, 60.0)
         ours = asyncio.create_task(asyncio.to_thread(publisher.connect))
         await asyncio.sleep(0.1)
+        asking = [asyncio.ensure_future(rollout.sample(Task(f"f{i}", "abc", "1"), 4)) for i in range(4)]  # it goes on stepping
+        await asyncio.sleep(0.05)
         assert await rollout.join("127.0.0.1", port, 1, 3, 60.0) and await ours
+        told["in flight"] = [len(g.samples) for g in await asyncio.gather(*asking)]
         for _ in range(2):
             learned()
             source = Source.of(model.named_parameters())
@@ -150,6 +153,7 @@ def test_every_transport_reaches_both_workers(models, tmp_path):
     result, seconds = told["cut off"]
     assert result is None, "a broadcast that nobody sends, and that is cut off after a second"
     assert seconds < 5
+    assert told["in flight"] == [4] * 4, "requests wait while the engine joins a group, and are answered then"
     assert told["gone"] == [None, None]
     assert told["after"] < 1e-5
     assert "is lost" in told["damaged"]

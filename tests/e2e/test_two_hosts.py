@@ -15,7 +15,7 @@ from hosts import Cluster, cluster, missing, two_hosts
 from real import Run, rlreason
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(missing()), reason=missing())]
-TRANSPORTS = ["file", "broadcast"]
+TRANSPORTS = [pytest.param("file", marks=pytest.mark.long), "broadcast"]
 RECIPE = "recipes/debug.yaml"
 SFT = ("algorithm.answers=recorded", "algorithm.loss=nll", "loop.samples=1", "loop.groups=8", "learner.workers=2")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # else sums depend on how many cores a host has
@@ -80,6 +80,7 @@ def test_an_engine_that_is_killed_on_its_host_is_replaced(hosts, options, tmp_pa
     assert sorted(before) == ["left", "right"]
 
 
+@pytest.mark.long
 def test_learners_on_two_hosts_meet_and_learn_what_they_learn_on_one(hosts, options, tmp_path):
     """gloo listens under the address by which the other host reaches it, and not under that of the host's own name."""
     run = hosts.train(tmp_path / "run", *options, *SFT, **ONE_THREAD)
