@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -264,8 +265,6 @@ def runner_main():
 
 
 def test_without_a_gpu_it_ends_with_one_sentence_and_3(tmp_path):
-    import subprocess
-
     done = subprocess.run(
         [sys.executable, str(HERE / "gpu_check"), "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
@@ -274,6 +273,23 @@ def test_without_a_gpu_it_ends_with_one_sentence_and_3(tmp_path):
     assert done.stderr.startswith("gpu_check: no GPU: ")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_check_that_is_terminated_leaves_no_case_behind(tmp_path):
+    check = subprocess.Popen(
+        [sys.executable, str(HERE / "gpu_check"), "--device", "cpu", "--cases", "canary-0.5b", "--out", str(tmp_path / "out")],
+        env=os.environ | {"PYTHONPATH": str(HERE.parent)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out" / "canary-0.5b" / "log").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    below = psutil.Process(check.pid).children(recursive=True)
+    check.terminate()
+    printed = check.communicate(timeout=30)[0]
+    assert check.returncode == 130
+    assert "interrupted" in printed
+    assert below
+    assert not any(process.is_running() for process in below)
 
 
 def test_a_failed_json_is_an_empty_one(tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -135,6 +136,7 @@ def main(given: list[str]) -> int:
 
     print(row(HEAD), row(("---",) * len(HEAD)), sep="\n", flush=True)
     seconds = asked.budget if asked.budget is not None else budget(gpus) if asked.device == "cuda" else float("inf")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the case in progress is killed as by Ctrl-C
     try:
         run_all(chosen(asked), gpus, seconds, run, report)
     except KeyboardInterrupt:

@@ -85,7 +85,7 @@ def model(place: Place, shape: str) -> Path:
 def tasks(place: Place) -> Path:
     """Short prompts with demonstrations; half of all answers are rewarded, whoever writes them (coin.py)."""
     path = place.out / "tasks.jsonl"
-    rows = [{"prompt": f"say {i % 10}: ", "answer": str(i % 10), "response": f"it is {i % 10}", "id": f"digit-{i}",
+    rows = [{"prompt": f"say {i}: ", "answer": str(i), "response": f"it is {i}", "id": f"digit-{i}",
              "reward": ["coin.heads"]} for i in range(400)]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
