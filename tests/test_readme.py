@@ -20,7 +20,7 @@ RUN_BY = {
     "make bench": "e2e/test_benchmark.py",
     "make chaos": "e2e/test_recovery.py",
     "make contracts": "test_contracts.py",
-    "make gpu-check": "e2e/test_gpu_check.py",
+    "make gpu-check": "e2e/test_make_gpu_check.py",
     "rlreason train": "e2e/test_runs.py",
     "rlreason config": "e2e/test_runs.py",
     "rlreason eval": "e2e/test_runs.py",
