@@ -347,7 +347,7 @@ class Rollouts:
 
     async def _watch(self, engine: Engine) -> None:
         life = engine.life
-        lost = await pulse.lost(engine.process, self.config.hung, lambda: bool(engine.owed), len(self.engines))
+        lost = await pulse.lost(engine.process, self.config.hung, lambda: engine.ready and bool(engine.owed), len(self.engines))
         if engine.life == life:
             if lost.alive:
                 await self.stacks()

@@ -192,6 +192,7 @@ class Rollout:
             self.engine.wake_up(tags=["kv_cache"])
             self.asleep = False
         self.version, self.loads = version, self.loads + 1
+        self._step_on()
         seconds = time.perf_counter() - started
         if canary := weights.get("canary"):
             self._compare(canary, await self.score(canary["tokens"]), weights["kind"])
@@ -277,13 +278,20 @@ class Rollout:
                 self.engine.add_request(*arguments)
             except Exception as error:  # this request's, and not that of whoever completed the wave
                 self.answers.pop(arguments[0]).set_exception(error)
-        if self.engine.has_unfinished_requests() and (self.pump is None or self.pump.done()):
+        self._step_on()
+
+    def _step_on(self) -> None:
+        """Step the engine from now on, if it has requests and weights to answer them with."""
+        if self.version >= 0 and self.engine.has_unfinished_requests() and (self.pump is None or self.pump.done()):
             self.pump = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        """Step the engine while it has requests, and hand out what is finished."""
+        """Step the engine while it has requests and whole weights, and hand out what is finished.
+
+        A load that was cut off leaves layers without memory (vLLM reloads them one by one): requests in flight wait.
+        """
         try:
-            while self.engine.has_unfinished_requests():
+            while self.version >= 0 and self.engine.has_unfinished_requests():
                 for output in self.engine.step():
                     if output.finished and (future := self.answers.pop(output.request_id, None)):
                         future.set_result(output)

@@ -113,6 +113,16 @@ async def main():
     await rollout.load(whole, 4)
     told["whole"] = rollout.version
 
+    # A load that is cut off under requests in flight: they wait for whole weights, and are answered then.
+    asking = [asyncio.ensure_future(rollout.sample(Task(f"w{i}", "abc", "1"), 8)) for i in range(4)]
+    await asyncio.sleep(0.02)
+    cut = whole | {"number": whole["number"] + 1}  # all of it is read, and then it is another publication's
+    told["cut off"] = await rollout.load(cut, 4)
+    await asyncio.sleep(0.2)
+    told["waiting"] = sum(not a.done() for a in asking)
+    await rollout.load(whole, 4)
+    told["answered"] = [len(g.samples) for g in await asyncio.gather(*asking)]
+
     # What nobody waits for is dropped, and the engine goes on.
     asking = [asyncio.ensure_future(rollout.sample(Task(f"d{i}", "abc", "1"), 8)) for i in range(4)]
     await asyncio.sleep(0.02)
@@ -173,6 +183,9 @@ def test_weights_that_are_replaced_meanwhile_are_not_taken(scripts):
     assert told["halfway"] == "this engine was asked before it had weights"
     assert told["gone"] is None
     assert told["whole"] == 4
+    assert told["cut off"] is None
+    assert told["waiting"] > 0, "nobody is answered with a mixture"
+    assert told["answered"] == [8] * 4
 
 
 def test_answers_that_nobody_waits_for_are_dropped_and_the_engine_goes_on(scripts):
