@@ -63,8 +63,9 @@ class Learners:
         sent, so that it travels once. `broadcasts`: the transport of weights is a collective with the engines."""
         self.config, self.ranks, self.about, self.share, self.say = config, ranks, about, share, say
         self.broadcasts = broadcasts
+        self.host = ""  # rank 0's address
         self.members: tuple[Member, ...] = ()  # of the group over which weights are broadcast
-        self.stepping = asyncio.Lock()  # weights change under it, and are broadcast under it
+        self.stepping = asyncio.Lock()  # weights change and are broadcast under it, so neither does during the other
         self.version = self.diverged = 0
         self.straggling = Straggling()
         self.gone: Lost | None = None  # a rank that was lost, also while nothing is asked of it
@@ -75,7 +76,9 @@ class Learners:
         """Start every rank, in place of those that there may be. Raises `Failure` if that cannot be done."""
         for tried in itertools.count(1):
             try:
-                await self._begin()
+                self.end()  # a broadcast to an engine that came back fails now, and lets go of the lock
+                async with self.stepping:
+                    await self._begin()
                 return
             except Lost as lost:
                 self.end()
@@ -101,10 +104,10 @@ class Learners:
         self.watches = [asyncio.create_task(self._watch(rank)) for rank in self.ranks]
 
     async def _become(self) -> None:
-        host, port = await self.ranks[0].address()
+        self.host, port = await self.ranks[0].address()
         await asyncio.gather(
             *(
-                rank.become("rlreason.learner", "Learner", number, *self.about, f"{host}:{port}")
+                rank.become("rlreason.learner", "Learner", number, *self.about, f"{self.host}:{port}")
                 for number, rank in enumerate(self.ranks)
             )
         )
@@ -178,14 +181,13 @@ class Learners:
         """Form the group. Returns by engine whether it came about, or how the engine was lost."""
         width = parallel_size(self.config.rollout.vllm)
         world = 1 + width * len(engines)
-        host, _ = await self.ranks[0].address()
         # A member whose fellow is stopped is released when that is found out: by its heartbeat, before this time is over.
         timeout = 2 * self.config.recovery.hung
         first = self.ranks[:1]
-        port = (await self._all("open_group", host, world, timeout, ranks=first))[0]
+        port = (await self._all("open_group", self.host, world, timeout, ranks=first))[0]
         return await self._together(
             self._all("connect_group", ranks=first),
-            {member: engine.call("join", host, port, 1 + i * width, world, timeout)
+            {member: engine.call("join", self.host, port, 1 + i * width, world, timeout)
              for i, (member, engine) in enumerate(engines.items())},
         )  # fmt: skip
 
@@ -254,8 +256,9 @@ class Learners:
 
     async def restore(self, folder: Path) -> dict[str, Any]:
         """Go back to a checkpoint; returns its state."""
-        states = await self._all("restore", str(folder.absolute()))
-        self.version = states[0]["version"]
+        async with self.stepping:
+            states = await self._all("restore", str(folder.absolute()))
+            self.version = states[0]["version"]
         return dict(states[0])
 
     async def _all(self, method: str, *args: Any, ranks: Sequence[Rank] | None = None) -> list[Any]:

@@ -443,6 +443,35 @@ def test_a_lost_learner_ends_a_broadcast_at_once_and_its_successors_form_another
     assert [one for one in told if one[0] == "open"] == [("open", "here", 3)] * 2
 
 
+def test_a_broadcast_in_the_background_neither_outlives_the_learners_nor_finds_half_started_ones(tmp_path):
+    """An engine comes back while the learners are restarted: it waits, and a loss of the old ones is no loss of the new."""
+    life, told = broadcasting(tmp_path, {})
+    engine = Engine(after=5.0)
+
+    async def work(learners):
+        async def comes_back():
+            try:
+                await learners.broadcast({("a", 1): engine})
+            except Lost as lost:
+                learners.fail(lost)
+
+        await learners.begin()
+        early = asyncio.ensure_future(comes_back())
+        await asyncio.sleep(2.0)  # it joins
+        begin = asyncio.ensure_future(learners.begin())
+        await asyncio.sleep(2.0)  # the new ones start
+        late = asyncio.ensure_future(learners.broadcast({("a", 2): engine}))
+        await begin
+        assert learners.gone is None
+        assert early.done()
+        version, outcomes = await late
+        assert (version, outcomes) == (0, {("a", 2): 0.1})
+
+    life.does(work)
+    assert life.ranks[0].lives == 2
+    assert told.count(("open", "here", 3)) == 2
+
+
 def test_weights_do_not_change_while_they_are_broadcast(tmp_path):
     life, _ = broadcasting(tmp_path, {})
 
