@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -30,6 +31,21 @@ def weights(seed: int = 0) -> Source:
     g = torch.Generator().manual_seed(seed)
     return Source.of([(name, torch.randn(shape, generator=g).to(dtype)) for name, shape, dtype in [
         ("a", (300, 7), torch.float32), ("b", (5,), torch.bfloat16), ("c", (), torch.float32)]])  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _left(monkeypatch):
+    """No test that fails leaves a group behind: when it is collected, gloo waits for members that take nothing."""
+    groups, init = weakref.WeakSet(), BroadcastGroup.__init__
+
+    def kept(self, *args):
+        init(self, *args)
+        groups.add(self)
+
+    monkeypatch.setattr(BroadcastGroup, "__init__", kept)
+    yield
+    for group in groups:
+        group.close()
 
 
 def member(port: int, rank: int, world: int, timeout: float = 60.0) -> BroadcastGroup:
@@ -185,6 +201,31 @@ def test_a_learner_that_dies_releases_its_engines():
         group.close()
     finally:
         process.kill()
+
+
+def test_a_group_is_destroyed_by_a_thread_of_its_own(monkeypatch):
+    """By whoever drops the last reference, that is, and that is not who leaves, however fast the thread was."""
+    destroyed, left = [], threading.Event()
+
+    class Destroyed:
+        def abort(self): ...
+
+        def __del__(self):
+            destroyed.append(threading.get_ident())
+            left.set()
+
+    class Fast(threading.Thread):
+        def start(self):
+            super().start()
+            self.join(0.5)
+
+    group = BroadcastGroup.open(HERE, 2, CPU, 60.0)
+    group.group = Destroyed()
+    monkeypatch.setattr(threading, "Thread", Fast)
+    group.close()
+    assert left.wait(SOON)
+    assert len(destroyed) == 1
+    assert destroyed != [threading.get_ident()]
 
 
 def test_a_group_that_is_left_leaves_nothing():

@@ -95,11 +95,13 @@ class BroadcastGroup:
 
     def close(self) -> None:
         """Leave the group and free what it holds, without waiting for others."""
-        group, self.group = self.group, None
         self.interrupted.set()
-        if group is not None:
-            # gloo's destructor waits for operations that were given up, and those for a member that may be stopped.
-            threading.Thread(target=_abort, args=(group,), daemon=True).start()
+        if self.group is not None:
+            # gloo's destructor waits for operations that were given up, and those for a member that may be stopped: the
+            # last reference has to be the thread's.
+            only = [self.group]
+            self.group = None
+            threading.Thread(target=_abort, args=(only,), daemon=True).start()
 
     def _wait(self, done: Callable[[], bool], period: float, doing: str) -> None:
         began = looked = time.monotonic()
@@ -145,9 +147,10 @@ def _process_group(store: Any, rank: int, world: int, device: torch.device, host
     return group
 
 
-def _abort(group: Any) -> None:
+def _abort(only: list[Any]) -> None:
+    """Abort and destroy the group in `only`, which is emptied."""
     with suppress(RuntimeError):
-        group.abort()
+        only.pop().abort()
 
 
 def _address_towards(host: str, port: int) -> str:
