@@ -38,13 +38,14 @@ ROLES = {  # who dies -> its command line, the module from whose import on it is
         "rlreason/fleet.py:Rollouts._load", "rlreason/body.py:Learners.save", "rlreason/body.py:Learners._commit",
         "rlreason/checkpoint.py:", "rlreason/storage.py:"]),
     "learner": ("default_worker.py", "rlreason.meeting", [
-        "rlreason/learner.py:Learner.publish", "rlreason/weights.py:Publisher.publish", "rlreason/weights.py:Publisher._shm",
+        "rlreason/learner.py:Learner.publish", "rlreason/weights/publisher.py:Publisher.publish",
+        "rlreason/weights/publisher.py:Publisher._shm",
         "rlreason/learner.py:Learner.save", "deepspeed/runtime/engine.py:DeepSpeedEngine.save_checkpoint",
         "deepspeed/runtime/engine.py:DeepSpeedEngine._save_checkpoint", "torch/serialization.py:_save",
         "rlreason/learner.py:Learner.export", "transformers/modeling_utils.py:PreTrainedModel.save_pretrained"]),
     "engine": ("default_worker.py", "rlreason.rewards.pool", [
-        "rlreason/rollout.py:Rollout.load", "rlreason/weights.py:register.<locals>.Engine", "rlreason/weights.py:read",
-        "rlreason/weights.py:_assert_whole"]),
+        "rlreason/rollout.py:Rollout.load", "rlreason/weights/receiver.py:load", "rlreason/weights/receiver.py:Receiver",
+        "rlreason/weights/reader.py:read", "rlreason/weights/reader.py:_assert_whole"]),
 }  # fmt: skip
 PUBLISHING = ("Learner.publish", "Publisher", "Learners.publish", "History", "Rollouts")  # functions; the others save
 ROUNDS = 3  # a process dies in the first, second or third publication of its life, or what follows it

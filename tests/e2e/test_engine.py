@@ -19,7 +19,7 @@ os.environ.update(environment(Placement("cpu", False, "shm", 1, 1)))
 import torch
 from transformers import AutoModelForCausalLM
 from rlreason.config import Config, RolloutConfig, TasksConfig
-from rlreason.learner import token_logprobs
+from rlreason.forward import token_logprobs
 from rlreason.rollout import Rollout, WeightsDiffer
 from rlreason.types import Task
 from rlreason.weights import Publisher
