@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,8 @@ class Learner:
         self.publisher = Publisher(transport, Path(config.out).absolute() / "weights" / "live", self.device)
         torch.manual_seed(config.seed)
         disable_progress_bar()  # it would fill the log with every save
+        # As would DeepSpeed's calls to older names of torch's collectives: a line each time.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         # Else the first start on a machine compiles a kernel for sums in shared memory: it wants a compiler and half a minute,
         # and uses named files in /dev/shm. gloo sums as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

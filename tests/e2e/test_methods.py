@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -129,19 +130,25 @@ os._exit(0)
 
 
 def start(script: str, model, out, teacher, rank: int, world: int, port: int, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
+    # A rank that fills a pipe that nobody reads yet keeps the others waiting.
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  `ended` closes it
+    process = subprocess.Popen(
         [sys.executable, "-c", COMMON + script + END, str(model), str(out), str(teacher), str(rank), str(world),
          f"127.0.0.1:{port}", *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
+    process.errors = errors
+    return process
 
 
 def ended(process: subprocess.Popen):
-    try:
-        text, errors = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors[-3000:]
+    with process.errors as errors:
+        try:
+            text, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        errors.seek(0)
+        assert process.returncode == 0, errors.read()[-3000:]
     return json.loads(text.splitlines()[-1])
 
 
