@@ -1,4 +1,5 @@
-"""The quickstart under continuous faults: an engine killed every 45 s, a learner every 120 s, the driver twice.
+"""The quickstart under continuous faults: an engine killed every 45 s, a learner every 120 s, the driver twice. And by each
+way of placing engines and learners, an engine and a learner killed at some steps.
 
 `python tests/chaos/quickstart.py [OUT]` prints what it comes to: the accuracy, the ledger, and the share of the time
 that went into steps that count.
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,8 @@ ENGINE, LEARNER = 45.0, 120.0  # seconds between two kills
 DRIVER = (60.0, 150.0)  # seconds after the start at which the driver is killed
 ACCURACY = 0.93  # of the quickstart that is left alone: 0.965 [0.946, 0.978]
 SHARE = 0.8
+STEPS = {10: "rollout", 20: "learner", 35: "rollout"}  # of the second stage -> who is killed after it
+GAP = 1e-5  # nats, between the learner's and the engine's log-probabilities
 LIMIT = 1200.0
 
 
@@ -64,8 +67,8 @@ def kill(processes: list[int]) -> bool:
     return bool(processes)
 
 
-def rows(out: Path) -> list[dict]:
-    files = sorted(out.glob("*/metrics.jsonl"))
+def rows(out: Path, stage: str = "*") -> list[dict]:
+    files = sorted(out.glob(f"{stage}/metrics.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
@@ -94,23 +97,60 @@ def under_faults(folder: Path) -> Seen:
             due["driver"] = next(driver)
         time.sleep(0.1)
     seconds = time.monotonic() - began
+    result = whole(process, out)
+    useful = sum(row["time/step"] for row in rows(out))
+    told = ", ".join(f"{role} {number} times" for role, number in killed.items())
+    return Seen(
+        f"killed: {told}; {result}; {seconds:.0f} s, of which {useful:.0f} s in steps that count: a share of "
+        f"{useful / seconds:.2f} (goal {SHARE})"
+    )
+
+
+def whole(process: subprocess.Popen[str], out: Path) -> str:
+    """Check that the run has ended well, has learned, and has trained on every task once. Returns its accuracy."""
     text = process.communicate()[0]
     assert process.returncode == 0, f"exit {process.returncode}: {text[-2000:]}"
     score = json.loads((out / "summary.json").read_text())["accuracy_after"]
-    useful = sum(row["time/step"] for row in rows(out))
     audits = {stage.parent.name: ledger.audit(stage.parent) for stage in out.glob("*/ledger.jsonl")}
     assert not any(audit.wrong for audit in audits.values()), audits
     assert score["mean"] >= ACCURACY, score
-    told = ", ".join(f"{role} {number} times" for role, number in killed.items())
-    return Seen(
-        f"killed: {told}; accuracy {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]; {seconds:.0f} s, of which "
-        f"{useful:.0f} s in steps that count: a share of {useful / seconds:.2f} (goal {SHARE})"
-    )
+    return f"accuracy {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def placed(*more: str) -> Callable[[Path], Seen]:
+    """The quickstart with these options for its second stage, in which an engine and a learner are killed."""
+
+    def check(folder: Path) -> Seen:
+        out, began, due = folder / "run", time.monotonic(), dict(STEPS)
+        process = command("train", "recipes/quickstart.yaml", f"out={out}", "reason.loop.save_every=5", *more)
+        while process.poll() is None:
+            assert time.monotonic() - began < LIMIT, f"not done after {LIMIT:g} s; still to be killed: {due}"
+            if due and len(rows(out, "reason")) >= min(due) and kill(actors(out, due[min(due)])):
+                del due[min(due)]
+            time.sleep(0.1)
+        seconds = time.monotonic() - began
+        result = whole(process, out)
+        assert not due
+        events = [json.loads(line) for line in (out / "reason" / "events.jsonl").read_text().splitlines()]
+        lost = [event["name"] for event in events if event.get("what") == "lost"]
+        assert len(lost) == len(STEPS), lost
+        gap = max(row["policy_gap"] for row in rows(out, "reason"))
+        assert gap < GAP, gap
+        return Seen(f"lost: {', '.join(lost)}; {result}; largest policy_gap {gap:.1e}; {seconds:.0f} s")
+
+    return check
 
 
 CASES = [
     Case(76, "the quickstart with an engine killed every 45 s, a learner every 120 s, the driver twice",
          "the same accuracy, no task twice, none lost", under_faults, True),
+    Case(86, "the quickstart by broadcast, engines and a learner killed", "the same accuracy, no task twice, none lost",
+         placed("reason.transport=broadcast"), True),
+    Case(87, "the quickstart with a tensor parallel engine, that and a learner killed",
+         "the same accuracy, no task twice, none lost",
+         placed("reason.transport=broadcast", "reason.rollout.workers=1", "reason.rollout.vllm.tensor_parallel_size=2"), True),
+    Case(88, "the quickstart with engines and learners taking turns, some of both killed",
+         "the same accuracy, no task twice, none lost", placed("reason.share=true"), True),
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cases 77 to 84: losses where weights are broadcast, in a tensor parallel engine, and where a device is shared."""
+"""Cases 77 to 85: losses where weights are broadcast, in a tensor parallel engine, and where a device is shared."""
 
 from __future__ import annotations
 
@@ -125,6 +125,20 @@ def wide_engine_dies_blocked(folder: Path) -> Seen:
     return Seen(f"workers ended within {seconds:.1f} s; {audit}", back(run, "engine"), "answers in flight")
 
 
+def learner_of_wide_engine_dies(folder: Path) -> Seen:
+    run = Running(folder / "run", *TP, "transport=broadcast", "loop.save_every=5")
+    run.step(6)
+    theirs = workers(run, "rollout-0")
+    run.strike("learner-0")
+    audit = run.whole(20)
+    assert not run.events("engine", what="lost"), "the engine stays as it is"
+    all_end(theirs)
+    return Seen(
+        f"learner replaced, and in a new group with both workers of the engine; {audit}", back(run, "learners"),
+        "steps since the last checkpoint",
+    )  # fmt: skip
+
+
 def taking_turns(folder: Path) -> Seen:
     run = Running(folder / "run", "share=true", f"loop.steps={STEPS}")
     run.step(12)
@@ -144,5 +158,6 @@ CASES = [
     Case(81, "a tensor parallel engine dies", "its workers end with it; replaced", wide_engine_dies, True),
     Case(82, "a worker of a tensor parallel engine dies", "the engine is replaced", wide_engine_loses_a_worker, True),
     Case(83, "a tensor parallel engine dies blocked in a broadcast", "its workers end with it", wide_engine_dies_blocked, True),
+    Case(85, "a learner dies, its engine is tensor parallel", "replaced, engine kept", learner_of_wide_engine_dies, True),
     Case(84, "engine and learner die where they share a device", "both replaced", taking_turns, True),
 ]  # fmt: skip
