@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,12 +79,12 @@ def under_faults(folder: Path) -> Seen:
     engine, learner, driver = times(ENGINE), times(LEARNER), iter([*DRIVER, float("inf")])
     due = {"rollout": next(engine), "learner": next(learner), "driver": next(driver)}
     killed = dict.fromkeys(due, 0)
-    process = command(*arguments)
+    process = start(*arguments)
     while process.poll() is None or process.returncode == -signal.SIGKILL:
         at = time.monotonic() - began
         assert at < LIMIT, f"not done after {LIMIT:g} s: {killed}"
         if process.poll() is not None:
-            process = command(*arguments)
+            process = start(*arguments)
         if at >= due["rollout"]:
             killed["rollout"] += kill(actors(out, "rollout"))
             due["rollout"] = next(engine)
@@ -106,10 +107,19 @@ def under_faults(folder: Path) -> Seen:
     )
 
 
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """The command, what it prints being read as it comes: a pipe that nobody reads would stop it."""
+    process = command(*arguments)
+    process.said = []
+    process.reader = threading.Thread(target=process.said.extend, args=(process.stdout,), daemon=True)
+    process.reader.start()
+    return process
+
+
 def whole(process: subprocess.Popen[str], out: Path) -> str:
     """Check that the run has ended well, has learned, and has trained on every task once. Returns its accuracy."""
-    text = process.communicate()[0]
-    assert process.returncode == 0, f"exit {process.returncode}: {text[-2000:]}"
+    process.reader.join()
+    assert process.returncode == 0, f"exit {process.returncode}: {''.join(process.said)[-2000:]}"
     score = json.loads((out / "summary.json").read_text())["accuracy_after"]
     audits = {stage.parent.name: ledger.audit(stage.parent) for stage in out.glob("*/ledger.jsonl")}
     assert not any(audit.wrong for audit in audits.values()), audits
@@ -122,7 +132,7 @@ def placed(*more: str) -> Callable[[Path], Seen]:
 
     def check(folder: Path) -> Seen:
         out, began, due = folder / "run", time.monotonic(), dict(STEPS)
-        process = command("train", "recipes/quickstart.yaml", f"out={out}", "reason.loop.save_every=5", *more)
+        process = start("train", "recipes/quickstart.yaml", f"out={out}", "reason.loop.save_every=5", *more)
         while process.poll() is None:
             assert time.monotonic() - began < LIMIT, f"not done after {LIMIT:g} s; still to be killed: {due}"
             if due and len(rows(out, "reason")) >= min(due) and kill(actors(out, due[min(due)])):
