@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from rlreason import checkpoint, pulse, space
 from rlreason.config import Config
 from rlreason.errors import Failure, Lost, StorageError
-from rlreason.fleet import Member, Process, Received, Rollouts, Say
+from rlreason.fleet import Incarnation, Member, Process, Received, Rollouts, Say
 from rlreason.placement import parallel_size
 from rlreason.types import Group, Metrics
 
@@ -155,7 +155,7 @@ class Learners:
     async def publish(self) -> Any:
         return (await self._all("publish"))[0]
 
-    async def broadcast(self, engines: Mapping[Member, Process]) -> tuple[int, dict[Member, Received]]:
+    async def broadcast(self, engines: Mapping[Member, Incarnation]) -> tuple[int, dict[Member, Received]]:
         """Send the weights to these engines, over a group of rank 0 and all their workers that is formed anew when its
         members change. Returns the version of the weights, and what became of each engine.
 
@@ -177,7 +177,7 @@ class Learners:
                 self.members = ()
             return version, outcomes
 
-    async def _connect(self, engines: Mapping[Member, Process]) -> dict[Member, Any]:
+    async def _connect(self, engines: Mapping[Member, Incarnation]) -> dict[Member, Any]:
         """Form the group. Returns by engine whether it came about, or how the engine was lost."""
         width = parallel_size(self.config.rollout.vllm)
         world = 1 + width * len(engines)

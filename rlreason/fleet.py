@@ -53,7 +53,7 @@ class Broadcaster(WeightSource, Protocol):
 
     broadcasts: bool  # do they? Else by a handle that any engine may read at any time
 
-    async def broadcast(self, engines: Mapping[Member, Process]) -> tuple[int, dict[Member, Received]]:
+    async def broadcast(self, engines: Mapping[Member, Incarnation]) -> tuple[int, dict[Member, Received]]:
         """Send the weights to these engines alone. Returns their version and what became of each engine. Raises `Lost` if a
         learner is lost."""
 
@@ -95,6 +95,19 @@ class Engine:
     rose: float = 0.0  # when that one was there, with the newest weights if there were any
     owed: dict[Asked, None] = field(default_factory=dict)  # in the order of asking
     watch: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True)
+class Incarnation:
+    """The process that has an engine's place now, and none that has it later: calls then raise `Lost`."""
+
+    engine: Engine
+    number: int
+
+    async def call(self, method: str, *args: Any) -> Any:
+        if self.engine.life != self.number:  # its successor may not even have started
+            raise Lost(self.engine.process.name, "was replaced before it was called")
+        return await self.engine.process.call(method, *args)
 
 
 class Rollouts:
@@ -221,11 +234,13 @@ class Rollouts:
         number = next(self.waves)
         for engine, share in shares.items():
             if share:
-                self._do(self._ask(engine, share, number))
+                self._do(self._ask(engine, engine.life, share, number))
 
-    async def _ask(self, engine: Engine, share: list[Asked], number: int) -> None:
+    async def _ask(self, engine: Engine, life: int, share: list[Asked], number: int) -> None:
         """Ask an engine for its share of a wave, and hand out the answers as they come."""
-        life, left = engine.life, dict(enumerate(share))
+        if engine.life != life:  # it was given up since the deal, and all of this is being asked again
+            return
+        left = dict(enumerate(share))
         for asked in share:
             asked.times += 1
         held = self.newest[1] if self.newest else 0
@@ -305,7 +320,7 @@ class Rollouts:
         async with self.transfer:
             cut_off: Counter[Member] = Counter()
             while members := {(e.process.name, e.life): e for e in engines if e.up and not e.ready}:
-                version, outcomes = await source.broadcast({member: e.process for member, e in members.items()})
+                version, outcomes = await source.broadcast({member: Incarnation(e, e.life) for member, e in members.items()})
                 if self.newest and version < self.newest[1]:
                     return  # of learners that were restarted just now: a load of what they hold follows
                 for member, engine in members.items():
@@ -394,7 +409,7 @@ class Rollouts:
     async def _each(self, method: str) -> None:
         async def call(engine: Engine, life: int) -> None:
             try:
-                await engine.process.call(method)
+                await Incarnation(engine, life).call(method)
             except Lost as lost:
                 self._lost(engine, life, lost)
 

@@ -17,7 +17,7 @@ from test_loop import Jumping
 
 from rlreason.config import RecoveryConfig
 from rlreason.errors import Lost, WeightsUnavailable
-from rlreason.fleet import ATTEMPTS, Broadcaster, Directory, Rollouts
+from rlreason.fleet import ATTEMPTS, Broadcaster, Directory, Incarnation, Rollouts
 from rlreason.types import Task
 from rlreason.weights import Publisher, Source, parted, tensors
 from rlreason.weights.broadcast import BroadcastGroup
@@ -335,6 +335,28 @@ def test_engines_that_are_lost_in_a_broadcast_cost_the_others_one_more(sample):
     assert learning.sent == [["a", "b"], ["a"]]
     assert events[0] == ("a", "lost")
     assert one.version == 0
+
+
+def test_an_engine_that_is_replaced_while_a_broadcast_waits_for_the_learners_is_not_called_before_it_has_started(sample):
+    """The broadcast waits for a step; meanwhile the process is lost, and another has its place."""
+    one, two, learning = Local("a", sample), Local("b", sample), Learning()
+    fleet, events = fleet_of([one, two])
+    called = []
+
+    async def whole():
+        await fleet.begin()
+        life = Incarnation(fleet.engines[0], fleet.engines[0].life)
+        fleet._lost(fleet.engines[0], 0, Lost("a", "died"))
+        with pytest.raises(Lost, match="replaced"):
+            await life.call("load", "weights", 0)
+        await fleet.load(learning, 0)
+        called.append(await fleet.sample(Task("0", "", ""), 1))
+        await asyncio.sleep(60)
+        await fleet.close()
+
+    Jumping().run_until_complete(whole())
+    assert called
+    assert events[0] == ("a", "lost")
 
 
 def test_an_engine_that_gets_a_part_only_is_replaced_after_some_broadcasts(sample):
