@@ -99,13 +99,13 @@ class Engine:
 
 @dataclass(frozen=True)
 class Incarnation:
-    """The process that has an engine's place now, and none that has it later: calls then raise `Lost`."""
+    """One process of an engine. Once another has replaced it, `call` raises `Lost`."""
 
     engine: Engine
     number: int
 
     async def call(self, method: str, *args: Any) -> Any:
-        if self.engine.life != self.number:  # its successor may not even have started
+        if self.engine.life != self.number:  # its successor may not have started yet
             raise Lost(self.engine.process.name, "was replaced before it was called")
         return await self.engine.process.call(method, *args)
 
@@ -238,7 +238,7 @@ class Rollouts:
 
     async def _ask(self, engine: Engine, life: int, share: list[Asked], number: int) -> None:
         """Ask an engine for its share of a wave, and hand out the answers as they come."""
-        if engine.life != life:  # it was given up since the deal, and all of this is being asked again
+        if engine.life != life:  # lost since the wave was dealt, and its tasks are dealt again
             return
         left = dict(enumerate(share))
         for asked in share:

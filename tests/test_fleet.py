@@ -36,16 +36,18 @@ class Local:
         self.gone = asyncio.Event()
 
     def spawn(self):
-        self.lives, self.version, self.gone = self.lives + 1, -1, asyncio.Event()
+        self.lives, self.version, self.gone, self.there = self.lives + 1, -1, asyncio.Event(), False
 
     async def become(self, *what):
         if self.lives in self.faults.get("unborn", ()):
             raise Lost(self.name, "died at birth")
         await asyncio.sleep(10 * SECOND)
+        self.there = True
 
     async def call(self, method, *args):
         if self.gone.is_set():
             raise Lost(self.name, "died")
+        assert self.there, "called before it had started"
         self.open += 1
         try:
             return await self._or_dies(getattr(self, method)(*args))

@@ -1,8 +1,8 @@
-"""The quickstart under continuous faults: an engine killed every 45 s, a learner every 120 s, the driver twice. And by each
-way of placing engines and learners, an engine and a learner killed at some steps.
+"""The quickstart under continuous faults: an engine killed every 45 s, a learner every 120 s, the driver twice. And with
+each transport and placement, engines and a learner killed at fixed steps.
 
 `python tests/chaos/quickstart.py [OUT]` prints what it comes to: the accuracy, the ledger, and the share of the time
-that went into steps that count.
+that went into steps that were kept.
 """
 
 from __future__ import annotations
@@ -102,13 +102,12 @@ def under_faults(folder: Path) -> Seen:
     useful = sum(row["time/step"] for row in rows(out))
     told = ", ".join(f"{role} {number} times" for role, number in killed.items())
     return Seen(
-        f"killed: {told}; {result}; {seconds:.0f} s, of which {useful:.0f} s in steps that count: a share of "
-        f"{useful / seconds:.2f} (goal {SHARE})"
+        f"killed: {told}; {result}; {seconds:.0f} s, {useful / seconds:.2f} of it in steps that were kept (goal {SHARE})"
     )
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    """The command, what it prints being read as it comes: a pipe that nobody reads would stop it."""
+    """Start the command, and read its output continuously: a full pipe would block it."""
     process = command(*arguments)
     process.said = []
     process.reader = threading.Thread(target=process.said.extend, args=(process.stdout,), daemon=True)
@@ -128,7 +127,7 @@ def whole(process: subprocess.Popen[str], out: Path) -> str:
 
 
 def placed(*more: str) -> Callable[[Path], Seen]:
-    """The quickstart with these options for its second stage, in which an engine and a learner are killed."""
+    """The quickstart with these options for its second stage, in which `STEPS` are followed by kills."""
 
     def check(folder: Path) -> Seen:
         out, began, due = folder / "run", time.monotonic(), dict(STEPS)
